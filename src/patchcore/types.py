@@ -1,0 +1,65 @@
+"""The values and protocols in which the parts of the toolkit meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PatchCoreError(Exception):
+    """An error that the user can mend: one line that says what was expected, what came and the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image file of a category and what is known about it.
+
+    `defect` is the folder that the image lies in ("good", "scratches" ...); `mask_path` is the ground truth of
+    a defective image, None for good images and where the category has no masks at all.
+    """
+
+    path: Path
+    category: str
+    split: str
+    defect: str
+    mask_path: Path | None = None
+
+    @property
+    def is_defective(self) -> bool:
+        """The label: True for every image outside the folder `good`."""
+        return self.defect != "good"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a detector says about N images, and the truth beside it. Nothing downstream knows which method ran.
+
+    Attributes:
+        scores: (N,) float64 image scores, the higher the more anomalous.
+        maps: (N, H, W) float32 anomaly maps in network-input pixels, the higher the more anomalous.
+        labels: (N,) bool, True where the image is defective.
+        masks: (N, H, W) bool, True on defects; None where the category has no ground truth masks.
+        samples: the N images that the rows belong to.
+        columns: further (N,) numbers per image for the scores CSV, by column name (the raw scores of the
+            members of an ensemble, log-likelihoods ...).
+    """
+
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    labels: NDArray[np.bool_]
+    masks: NDArray[np.bool_] | None
+    samples: tuple[Sample, ...]
+    columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.samples)
+        for name in ("scores", "maps", "labels", "masks"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ValueError(f"Predictions.{name} has {len(value)} rows for {n} images")
+        if self.masks is not None and self.masks.shape != self.maps.shape:
+            raise ValueError(f"masks {self.masks.shape} and maps {self.maps.shape} differ in shape")
+
