@@ -1,0 +1,200 @@
+"""AUROC, AP, F1max and AUPRO on raw scores. Pure functions on arrays; undefined is nan.
+
+All curves change only at the scores of positives and negatives, and negatives enter only as counts above a
+positive's score. So the negatives are sorted once, every positive looks up its place among them, and all
+metrics follow from these places: no curve is built, ties are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_FPR = 0.3  # AUPRO is integrated up to this false-positive rate (Bergmann et al. 2021)
+NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageMetrics:
+    """Detection metrics over images, each in [0, 1], the higher the better; nan where a class is missing."""
+
+    auroc: float
+    ap: float
+    f1max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelMetrics:
+    """Localisation metrics over pixels, each in [0, 1], the higher the better; nan where undefined.
+
+    `anomaly_auroc` counts the pixels of defective images only, the other metrics those of all images.
+    """
+
+    auroc: float
+    anomaly_auroc: float
+    ap: float
+    f1max: float
+    aupro: float
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The positives' scores in ascending order, and the share of negatives above each, without and with its ties."""
+
+    scores: NDArray[np.floating]
+    above: NDArray[np.float64]
+    above_or_tied: NDArray[np.float64]
+    num_negatives: int
+
+    @classmethod
+    def of(cls, positives: NDArray, *negatives: NDArray) -> _Places:
+        positives = np.sort(positives)
+        above = np.zeros(len(positives), dtype=np.int64)
+        above_or_tied = np.zeros(len(positives), dtype=np.int64)
+        for group in negatives:
+            group = np.sort(group)
+            above += len(group) - np.searchsorted(group, positives, side="right")
+            above_or_tied += len(group) - np.searchsorted(group, positives, side="left")
+        total = sum(len(group) for group in negatives)
+        return cls(positives, above / max(total, 1), above_or_tied / max(total, 1), total)
+
+    @property
+    def defined(self) -> bool:
+        return self.num_negatives > 0 and len(self.scores) > 0
+
+    def auroc(self) -> float:
+        """The chance that a positive scores above a negative, ties counting half."""
+        return 1.0 - float(np.mean(self.above + self.above_or_tied)) / 2 if self.defined else NAN
+
+    def _precision(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """True positives and precision when everything from each positive's score upwards is called positive."""
+        true = len(self.scores) - np.searchsorted(self.scores, self.scores, side="left")
+        return true, true / (true + self.above_or_tied * self.num_negatives)
+
+    def ap(self) -> float:
+        """Average precision: every positive contributes the precision at its own score."""
+        return float(self._precision()[1].mean()) if self.defined else NAN
+
+    def f1max(self) -> tuple[float, float]:
+        """The highest F1 over all thresholds and the score at which it is reached (score >= threshold)."""
+        if not self.defined:
+            return NAN, NAN
+        true, precision = self._precision()
+        recall = true / len(self.scores)
+        f1 = 2 * precision * recall / (precision + recall)
+        best = int(f1.argmax())
+        return float(f1[best]), float(self.scores[best])
+
+    def area_to(self, max_fpr: float, weights: NDArray[np.float64]) -> float:
+        """Area under the curve of weighted recall against false-positive rate up to `max_fpr`, scaled to [0, 1].
+
+        A positive rises the curve linearly while its ties among the negatives are passed, so its part of the area has
+        a closed form. `weights` (in the order of `scores`) sum to one.
+        """
+        start = np.minimum(self.above, max_fpr)
+        rise = np.minimum(self.above_or_tied, max_fpr) - start
+        whole = self.above_or_tied - self.above
+        # share of the tie passed before max_fpr; the triangle below it, then full height up to max_fpr
+        reached = np.divide(rise, whole, out=np.ones_like(rise), where=whole > 0)
+        area = reached * rise / 2 + (max_fpr - start - rise)
+        return float(area @ weights) / max_fpr
+
+
+def image_metrics(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> ImageMetrics:
+    """Detection metrics of N images.
+
+    Args:
+        scores: (N,) finite, the higher the more anomalous.
+        labels: (N,) bool, True on defective images.
+    """
+    _check("scores", scores, labels)
+    places = _Places.of(scores[labels], scores[~labels])
+    return ImageMetrics(auroc=places.auroc(), ap=places.ap(), f1max=places.f1max()[0])
+
+
+def f1_optimal_threshold(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+    """The score at which F1 is highest (score >= threshold is positive); needs test labels, so never for reporting.
+
+    Both arrays share any shape, `labels` being bool.
+    """
+    _check("scores", scores, labels)
+    return _Places.of(scores[labels], scores[~labels]).f1max()[1]
+
+
+def pixel_metrics(
+    maps: NDArray[np.floating], masks: NDArray[np.bool_] | None, labels: NDArray[np.bool_]
+) -> PixelMetrics:
+    """Localisation metrics of N anomaly maps.
+
+    Args:
+        maps: (N, H, W) finite, the higher the more anomalous.
+        masks: (N, H, W) bool, True on defects; None (no ground truth) makes every metric nan.
+        labels: (N,) bool, True on defective images.
+    """
+    if masks is None:
+        return PixelMetrics(auroc=NAN, anomaly_auroc=NAN, ap=NAN, f1max=NAN, aupro=NAN)
+    _check("maps", maps, masks)
+    defective = maps[labels], masks[labels]
+    in_defective = defective[0][~defective[1]]
+    in_good = maps[~labels][~masks[~labels]]
+    positives = maps[masks]
+    places = _Places.of(positives, in_defective, in_good)
+    anomaly = _Places.of(positives, in_defective) if labels.any() else None
+    return PixelMetrics(
+        auroc=places.auroc(),
+        anomaly_auroc=anomaly.auroc() if anomaly else NAN,
+        ap=places.ap(),
+        f1max=places.f1max()[0],
+        aupro=_aupro(places, positives, masks, MAX_FPR),
+    )
+
+
+def aupro(maps: NDArray[np.floating], masks: NDArray[np.bool_], *, max_fpr: float = MAX_FPR) -> float:
+    """Area under the per-region-overlap curve up to `max_fpr`, in [0, 1]; the higher the better.
+
+    A region of ten pixels weighs as much as one of ten thousand, unlike in pixel AUROC (Bergmann et al. 2021).
+    Regions are the 8-connected components of each mask.
+
+    Args:
+        maps: (N, H, W) finite, the higher the more anomalous.
+        masks: (N, H, W) bool, True on defects; nan unless both kinds of pixel occur.
+        max_fpr: the false-positive rate, over all images, at which the curve ends, in (0, 1].
+    """
+    _check("maps", maps, masks)
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must be in (0, 1], got {max_fpr}")
+    positives = maps[masks]
+    return _aupro(_Places.of(positives, maps[~masks]), positives, masks, max_fpr)
+
+
+def _aupro(
+    places: _Places, positives: NDArray[np.floating], masks: NDArray[np.bool_], max_fpr: float
+) -> float:
+    if not places.defined:
+        return NAN
+    weights = region_weights(masks)
+    return places.area_to(max_fpr, weights[np.argsort(positives, kind="stable")])
+
+
+def region_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The weight of every defect pixel, in the order of `masks[masks]`: each region weighs the same, all sum to one."""
+    from scipy.ndimage import label
+
+    sizes: list[NDArray[np.int64]] = []
+    regions = 0
+    for mask in masks:
+        components, count = label(mask, structure=np.ones((3, 3)))
+        regions += count
+        sizes.append(np.bincount(components.ravel())[components[mask]])
+    return 1.0 / (np.concatenate(sizes) * regions)
+
+
+def _check(name: str, values: NDArray, truth: NDArray) -> None:
+    if values.shape != truth.shape:
+        raise ValueError(f"{name} {values.shape} and ground truth {truth.shape} differ in shape")
+    if truth.dtype != np.bool_:
+        raise ValueError(f"ground truth must be bool, got {truth.dtype}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got {np.count_nonzero(~np.isfinite(values))} nan or inf")
