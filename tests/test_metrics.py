@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from golden import GOLDEN, needs_golden
 from sklearn import metrics as sk
 
+from golden import GOLDEN, needs_golden
 from patchcore.metrics import (
     aupro,
     f1_optimal_threshold,
@@ -131,9 +131,7 @@ def test_non_finite_maps_and_unequal_shapes_are_refused():
 def test_golden_metrics():
     case = np.load(GOLDEN / "metrics_small.npz")
     labels, masks = case["labels"].astype(bool), case["masks"].astype(bool)
-    assert image_metrics(case["image_scores"], labels).auroc == pytest.approx(
-        float(case["instance_auroc"]), abs=1e-9
-    )
+    assert image_metrics(case["image_scores"], labels).auroc == pytest.approx(float(case["instance_auroc"]), abs=1e-9)
     result = pixel_metrics(case["maps"], masks, labels)
     assert result.auroc == pytest.approx(float(case["full_pixel_auroc"]), abs=1e-9)
     assert result.anomaly_auroc == pytest.approx(float(case["anomaly_pixel_auroc"]), abs=1e-9)

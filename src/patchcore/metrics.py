@@ -169,9 +169,7 @@ def aupro(maps: NDArray[np.floating], masks: NDArray[np.bool_], *, max_fpr: floa
     return _aupro(_Places.of(positives, maps[~masks]), positives, masks, max_fpr)
 
 
-def _aupro(
-    places: _Places, positives: NDArray[np.floating], masks: NDArray[np.bool_], max_fpr: float
-) -> float:
+def _aupro(places: _Places, positives: NDArray[np.floating], masks: NDArray[np.bool_], max_fpr: float) -> float:
     if not places.defined:
         return NAN
     weights = region_weights(masks)

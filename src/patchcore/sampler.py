@@ -11,33 +11,21 @@ brings the whole bank up to date with all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchcore.config import SamplerConfig
+
 PROJECTION_DIMENSION = 128  # distances are measured in a random projection of this many dimensions
 NUM_STARTING_POINTS = 10
 CANDIDATES = 2048  # size of the small set in which a batch of picks is made
-PRODUCT_ELEMENTS = 2**24  # distances held at once while the bank is brought up to date
+CPU_PRODUCT_ELEMENTS = 2**19  # distances held at once on the CPU, so that they stay in its cache (2 MiB)
+GPU_PRODUCT_ELEMENTS = 2**27
 
 Progress = Callable[[int], None]  # told how many points have been picked since the last call
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How the memory bank is thinned. `fraction` in (0, 1] is the share of patches kept; identity keeps all."""
-
-    name: str = "approx_greedy_coreset"
-    fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(sorted(SAMPLERS))}, got {self.name!r}")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"sampler fraction must be in (0, 1], got {self.fraction}")
 
 
 def sample(
@@ -55,29 +43,29 @@ def sample(
         (K,) int64 row indices on the CPU; in the order of choice for the greedy samplers.
     """
     count = max(1, int(config.fraction * len(features)))
-    return SAMPLERS[config.name](features, count, generator, progress or _ignore)
+    return _SAMPLERS[config.name](features, count, generator, progress)
 
 
-def _identity(features: Tensor, count: int, generator: torch.Generator, progress: Progress) -> Tensor:
+def _identity(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
     return torch.arange(len(features))
 
 
-def _random(features: Tensor, count: int, generator: torch.Generator, progress: Progress) -> Tensor:
+def _random(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
     return torch.randperm(len(features), generator=generator)[:count].sort().values
 
 
-def _greedy(features: Tensor, count: int, generator: torch.Generator, progress: Progress) -> Tensor:
+def _greedy(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
     points = project(features, generator)
     return greedy_order(points, full_initial_distances(points), count, progress)
 
 
-def _approx_greedy(features: Tensor, count: int, generator: torch.Generator, progress: Progress) -> Tensor:
+def _approx_greedy(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
     points = project(features, generator)
     starts = torch.randperm(len(points), generator=generator)[:NUM_STARTING_POINTS]
     return greedy_order(points, approx_initial_distances(points, starts), count, progress)
 
 
-SAMPLERS: dict[str, Callable[[Tensor, int, torch.Generator, Progress], Tensor]] = {
+_SAMPLERS: dict[str, Callable[[Tensor, int, torch.Generator, Progress | None], Tensor]] = {
     "identity": _identity,
     "random": _random,
     "greedy_coreset": _greedy,
@@ -108,13 +96,12 @@ def full_initial_distances(points: Tensor) -> Tensor:
     """(N,) L2 norm of every point's row of the full distance matrix, which is never held as a whole."""
     norms = points.square().sum(dim=1)
     rows = [
-        _squared_distances(points[part], norms[part], points, norms).sum(dim=1)
-        for part in _parts(len(points), PRODUCT_ELEMENTS // len(points))
+        _squared_distances(points[part], norms[part], points, norms).sum(dim=1) for part in _parts(points, len(points))
     ]
     return torch.cat(rows).sqrt()
 
 
-def greedy_order(points: Tensor, distances: Tensor, count: int, progress: Progress) -> Tensor:
+def greedy_order(points: Tensor, distances: Tensor, count: int, progress: Progress | None = None) -> Tensor:
     """Pick `count` points, each the one farthest from all picks before it.
 
     Args:
@@ -140,13 +127,17 @@ def greedy_order(points: Tensor, distances: Tensor, count: int, progress: Progre
         among = _squared_distances(points[candidates], norms[candidates], points[candidates], norms[candidates])
         local = _pick_within(among.cpu().numpy(), far.cpu().numpy(), bound, count - picked)
         picks = candidates[torch.from_numpy(local).to(candidates.device)]
-        for part in _parts(len(points), PRODUCT_ELEMENTS // len(picks)):
-            new = _squared_distances(points[part], norms[part], points[picks], norms[picks])
-            torch.minimum(nearest[part], new.amin(dim=1), out=nearest[part])
+        kept, kept_norms = points[picks].T.contiguous(), norms[picks]
+        for part in _parts(points, len(picks)):
+            # The row's own norm adds the same to all its distances, so it can wait until the smallest is known.
+            new = torch.addmm(kept_norms, points[part], kept, alpha=-2).amin(dim=1)
+            new.add_(norms[part]).clamp_(min=0)
+            torch.minimum(nearest[part], new, out=nearest[part])
         nearest[picks] = -1.0
         order.append(picks.cpu().numpy())
         picked += len(picks)
-        progress(len(picks))
+        if progress is not None:
+            progress(len(picks))
     return torch.from_numpy(np.concatenate(order))
 
 
@@ -170,10 +161,8 @@ def _squared_distances(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -
     return torch.addmm(a_norms[:, None] + b_norms, a, b.T, alpha=-2).clamp_(min=0)
 
 
-def _parts(total: int, size: int) -> Iterator[slice]:
-    size = max(1, size)
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
-
-
-def _ignore(_: int) -> None:
-    pass
+def _parts(points: Tensor, columns: int) -> Iterator[slice]:
+    """Row ranges of `points` whose distances to `columns` others are computed at a time."""
+    elements = GPU_PRODUCT_ELEMENTS if points.is_cuda else CPU_PRODUCT_ELEMENTS
+    size = max(1, elements // columns)
+    return (slice(start, start + size) for start in range(0, len(points), size))

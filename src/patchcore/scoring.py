@@ -89,3 +89,22 @@ def threshold_from_good(scores: NDArray[np.float64], max_false_rejects: float = 
     ordered = np.sort(scores)
     allowed = int(max_false_rejects * len(ordered))
     return float(ordered[len(ordered) - 1 - allowed])
+
+
+def decision_values(
+    raw_scores: NDArray[np.float64], held_out: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One value per image that a threshold may cut, without looking at the test set as a whole.
+
+    Args:
+        raw_scores: (M, N) raw scores of the M members of a detector for N images.
+        held_out: (M, V) the same for V held-out good images.
+
+    Returns:
+        (N,) and (V,) values: the raw scores of a single member; of an ensemble, the members' mean after each was
+        divided by its mean over the held-out images.
+    """
+    if len(raw_scores) == 1:
+        return raw_scores[0], held_out[0]
+    unit = held_out.mean(axis=1, keepdims=True)
+    return (raw_scores / unit).mean(axis=0), (held_out / unit).mean(axis=0)

@@ -34,25 +34,36 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What a detector says about N images, and the truth beside it. Nothing downstream knows which method ran.
+class Output:
+    """What a detector says about N images, without the truth.
 
     Attributes:
         scores: (N,) float64 image scores, the higher the more anomalous.
         maps: (N, H, W) float32 anomaly maps in network-input pixels, the higher the more anomalous.
-        labels: (N,) bool, True where the image is defective.
-        masks: (N, H, W) bool, True on defects; None where the category has no ground truth masks.
-        samples: the N images that the rows belong to.
-        columns: further (N,) numbers per image for the scores CSV, by column name (the raw scores of the
-            members of an ensemble, log-likelihoods ...).
+        raw_scores: (M, N) float64 scores of the M members of an ensemble before they were normalised over
+            these N images; for a single detector the one row is `scores`.
+        columns: further (N,) numbers per image for the scores CSV, by column name.
     """
 
     scores: NDArray[np.float64]
     maps: NDArray[np.float32]
+    raw_scores: NDArray[np.float64]
+    columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Output):
+    """What a detector says about N images, and the truth beside it. Nothing downstream knows which method ran.
+
+    Attributes:
+        labels: (N,) bool, True where the image is defective.
+        masks: (N, H, W) bool, True on defects; None where the category has no ground truth masks.
+        samples: the N images that the rows belong to.
+    """
+
     labels: NDArray[np.bool_]
     masks: NDArray[np.bool_] | None
     samples: tuple[Sample, ...]
-    columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.samples)
@@ -62,4 +73,3 @@ class Predictions:
                 raise ValueError(f"Predictions.{name} has {len(value)} rows for {n} images")
         if self.masks is not None and self.masks.shape != self.maps.shape:
             raise ValueError(f"masks {self.masks.shape} and maps {self.maps.shape} differ in shape")
-

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+
+from golden import GOLDEN, needs_golden
+from patchcore import sampler
+from patchcore.config import SAMPLER_NAMES, SamplerConfig
+from patchcore.sampler import approx_initial_distances, full_initial_distances, greedy_order, project, sample
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pick_by_pick(points, distances, count):
+    """Farthest-point selection as the paper writes it, one pass over all points for every pick."""
+    nearest, order = distances.double().clone(), []
+    for _ in range(count):
+        order.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (points.double() - points[order[-1]].double()).norm(dim=1))
+        nearest[order] = -1
+    return order
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["coreset_1200x128", "coreset_3000x32"])
+def test_golden_coresets(name):
+    case = np.load(GOLDEN / f"{name}.npz")
+    points, starts = torch.from_numpy(case["points"]), torch.from_numpy(case["starting_points"])
+    count = int(case["fraction"] * len(points))
+    approx = greedy_order(points, approx_initial_distances(points, starts), count)
+    assert approx.tolist() == case["approx_greedy_order"].tolist()
+    full = greedy_order(points, full_initial_distances(points), count)
+    assert full.tolist() == case["greedy_order"].tolist()
+
+
+@pytest.mark.parametrize("candidates", [1, 7, 64, 5000])
+def test_batched_picks_equal_pick_by_pick(candidates, monkeypatch):
+    monkeypatch.setattr(sampler, "CANDIDATES", candidates)
+    points = torch.randn(700, 16, generator=generator()) * torch.linspace(0.2, 2, 16)
+    distances = approx_initial_distances(points, torch.arange(10))
+    steps = []
+    order = greedy_order(points, distances, 200, steps.append)
+    assert order.tolist() == pick_by_pick(points, distances, 200)
+    assert sum(steps) == 200
+    assert (len(steps) < 50) == (candidates > 1)  # more than one pick per pass, which is the point
+
+
+def test_selection_order_on_a_line_solved_by_hand():
+    points = torch.tensor([[0.0], [1.0], [4.0], [10.0]])
+    start = torch.tensor([3.0, 2.0, 1.0, 5.0])
+    # 10 first; then min(start, distance to 10) = 3, 2, 1: 0; then 1 and 4 have 1 and 1: the first of them
+    assert greedy_order(points, start, 3).tolist() == [3, 0, 1]
+    assert full_initial_distances(points).tolist() == pytest.approx(
+        [np.sqrt(1 + 16 + 100), np.sqrt(1 + 9 + 81), np.sqrt(16 + 9 + 36), np.sqrt(100 + 81 + 36)]
+    )
+
+
+def test_points_that_coincide_are_never_picked_twice():
+    points = torch.ones(50, 4)
+    points[7] = 3.0
+    order = greedy_order(points, approx_initial_distances(points, torch.tensor([0])), 20).tolist()
+    assert order[0] == 7
+    assert len(set(order)) == 20
+
+
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
+def test_each_sampler_keeps_its_share_and_repeats_under_a_seed(name):
+    features = torch.randn(400, 160, generator=generator())
+    config = SamplerConfig(name=name, fraction=0.25)
+    chosen = sample(features, config, generator(1))
+    assert len(chosen) == (400 if name == "identity" else 100)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert chosen.tolist() == sample(features, config, generator(1)).tolist()
+    same = set(chosen.tolist()) == set(sample(features, config, generator(2)).tolist())
+    assert same == (name == "identity")
+
+
+def test_greedy_coreset_covers_better_than_random():
+    features = torch.randn(2000, 3, generator=generator())
+    reach = {}
+    for name in ("random", "greedy_coreset", "approx_greedy_coreset"):
+        kept = features[sample(features, SamplerConfig(name=name, fraction=0.05), generator(3))]
+        reach[name] = torch.cdist(features, kept).amin(dim=1).max().item()
+    assert reach["greedy_coreset"] < 0.6 * reach["random"]
+    assert reach["approx_greedy_coreset"] < 0.6 * reach["random"]
+
+
+def test_a_tiny_share_keeps_one_patch():
+    assert len(sample(torch.randn(5, 4), SamplerConfig(fraction=0.01), generator())) == 1
+
+
+def test_projection_keeps_relative_distances_and_leaves_128_dimensions_alone():
+    features = torch.randn(60, 2048, generator=generator())
+    projected = project(features, generator())
+    ratio = torch.pdist(projected) / torch.pdist(features)
+    assert ratio.std() / ratio.mean() < 0.1
+    narrow = torch.randn(5, 128)
+    assert project(narrow, generator()) is narrow
+
+
+@pytest.mark.parametrize("fraction", [0, 1.5, -0.1])
+def test_shares_outside_0_1_are_refused(fraction):
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        SamplerConfig(fraction=fraction)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_picks_equal_cpu_picks():
+    points = torch.randn(20000, 128, generator=generator())
+    distances = approx_initial_distances(points, torch.arange(10))
+    expected = greedy_order(points, distances, 500)
+    result = greedy_order(points.cuda(), distances.cuda(), 500)
+    assert set(result.tolist()) == set(expected.tolist())

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from golden import GOLDEN, needs_golden
+from patchcore.scoring import (
+    anomaly_maps,
+    decision_values,
+    ensemble_mean,
+    image_scores,
+    min_max_normalise,
+    patch_scores,
+    threshold_from_good,
+)
+
+
+@needs_golden
+@pytest.mark.parametrize("k", [1, 3])
+def test_golden_scores_and_maps(k):
+    case = np.load(GOLDEN / f"scoring_k{k}.npz")
+    grid = torch.from_numpy(case["patch_scores"]).reshape(2, 28, 28)
+    np.testing.assert_array_equal(image_scores(grid).numpy(), case["image_scores"])
+    np.testing.assert_allclose(anomaly_maps(grid, (224, 224)).numpy(), case["maps"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (33, 70), (8, 5)])
+def test_maps_equal_interpolation_then_gaussian_filter(size):
+    torch.manual_seed(0)
+    grid = torch.rand(3, 9, 7)
+    resized = torch.nn.functional.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    expected = np.stack([gaussian_filter(each, sigma=4) for each in resized.numpy()])
+    np.testing.assert_allclose(anomaly_maps(grid, size).numpy(), expected, atol=1e-6)
+
+
+def test_scores_solved_by_hand():
+    distances = torch.tensor([[1.0, 3.0], [4.0, 8.0]])
+    assert patch_scores(distances).tolist() == [2.0, 6.0]
+    assert image_scores(torch.tensor([[[1.0, 5.0], [2.0, 3.0]]])).tolist() == [5.0]
+
+
+def test_ensemble_mean_normalises_each_member_over_all_images():
+    members = np.array([[0.0, 5.0, 10.0], [3.0, 1.0, 2.0]])
+    assert ensemble_mean(members).tolist() == [0.5, 0.25, 0.75]
+    assert ensemble_mean(members[:1]).tolist() == [0.0, 5.0, 10.0]
+
+
+def test_constant_values_normalise_to_zero():
+    assert min_max_normalise(np.full(3, 7.0)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_threshold_leaves_the_allowed_share_of_good_images_above():
+    scores = np.arange(20, dtype=float)
+    assert threshold_from_good(scores) == 19.0
+    assert threshold_from_good(scores, 0.1) == 17.0
+    assert np.isnan(threshold_from_good(np.array([])))
+
+
+def test_decision_values_of_an_ensemble_do_not_depend_on_the_other_test_images():
+    raw = np.array([[1.0, 4.0], [10.0, 20.0]])
+    held_out = np.array([[1.0, 3.0], [10.0, 10.0]])
+    values, good = decision_values(raw, held_out)
+    assert values.tolist() == [(1 / 2 + 1) / 2, (4 / 2 + 2) / 2]
+    assert good.tolist() == [(1 / 2 + 1) / 2, (3 / 2 + 1) / 2]
+    alone, _ = decision_values(raw[:, :1], held_out)
+    assert alone.tolist() == values[:1].tolist()
+    single, _ = decision_values(raw[:1], held_out[:1])
+    assert single.tolist() == [1.0, 4.0]
