@@ -22,7 +22,7 @@ from patchcore.config import SamplerConfig
 PROJECTION_DIMENSION = 128  # distances are measured in a random projection of this many dimensions
 NUM_STARTING_POINTS = 10
 CANDIDATES = 2048  # size of the small set in which a batch of picks is made
-CPU_PRODUCT_ELEMENTS = 2**19  # distances held at once on the CPU, so that they stay in its cache (2 MiB)
+CPU_PRODUCT_ELEMENTS = 2**18  # distances held at once on the CPU, so that they stay in its cache (1 MiB)
 GPU_PRODUCT_ELEMENTS = 2**27
 
 Progress = Callable[[int], None]  # told how many points have been picked since the last call

@@ -1,0 +1,38 @@
+# make demo: everything from nothing to a table and heat maps. make test: lint and tests. Both make the .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LITE0 := -b efficientnet_lite0 -le blocks.2 -le blocks.4
+
+.PHONY: install demo test lint clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --quiet pip
+	$(BIN)/python -m pip install --quiet --editable '.[offline,dev]'
+	touch $@
+
+demo: install
+	rm -rf demo
+	$(BIN)/python bin/make_synthetic_mpdd.py demo/synthetic_mpdd
+	$(BIN)/python bin/run_patchcore.py --save_patchcore_model --save_segmentation_images --save_anomaly_scores \
+	    --log_group patchcore demo/results \
+	    patch_core $(LITE0) \
+	    sampler -p 0.1 approx_greedy_coreset \
+	    dataset --resize 256 --imagesize 224 -d metal_plate -d bracket_white -d bracket_brown -d bracket_black \
+	    mpdd demo/synthetic_mpdd
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Train PatchCore on good images of parts and evaluate it; see --help."""
+
+from patchcore.cli.patchcore import run_patchcore
+
+if __name__ == "__main__":
+    run_patchcore(prog_name="run_patchcore.py")

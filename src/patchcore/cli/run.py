@@ -1,0 +1,196 @@
+"""What all run scripts share: run options, the dataset stage, how stages come together, and how errors end."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from patchcore.config import DatasetConfig, RunConfig
+from patchcore.datasets import DATASETS
+from patchcore.types import PatchCoreError
+
+if TYPE_CHECKING:
+    import torch
+
+    from patchcore.experiment import Method
+
+log = logging.getLogger(__name__)
+
+Config = TypeVar("Config")
+
+
+class OneLineErrors(click.Group):
+    """A group that ends with one line and exit code 1 (2 for usage) instead of a traceback, unless `--debug`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])
+        try:
+            return super().main(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except Exception as error:  # the last place where an error can still be told in one line
+            if debug:
+                traceback.print_exc()
+            known = isinstance(error, PatchCoreError)
+            text = " ".join(str(error).split())
+            hint = "" if known or debug else " (--debug shows where)"
+            click.echo(f"error: {text if known else f'{type(error).__name__}: {text}'}{hint}", err=True)
+            sys.exit(1)
+
+
+def checked(make: type[Config], **settings: Any) -> Config:
+    """Make a configuration; a setting that it refuses is a usage error."""
+    try:
+        return make(**settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+_RUN_OPTIONS: Sequence[Callable] = (
+    click.argument("results_path", type=click.Path(file_okay=False, path_type=Path)),
+    click.option(
+        "--gpu",
+        type=click.IntRange(min=0),
+        multiple=True,
+        default=(0,),
+        show_default=True,
+        help="CUDA device; without CUDA the run takes the CPU and says so. Repeat to spread an ensemble.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Source of all random choices.",
+    ),
+    click.option("--log_group", default="group", show_default=True, help="Folder of this run."),
+    click.option("--log_project", default="project", show_default=True, help="Folder of its group of runs."),
+    click.option(
+        "--save_segmentation_images", is_flag=True, help="Write image, mask and heat map of every test image."
+    ),
+    click.option("--save_anomaly_scores", is_flag=True, help="Write the score of every test image."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+
+
+def run_options(command: Callable) -> Callable:
+    """The arguments and options of a run, in front of the stages."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("dataset")
+@click.argument("name", type=click.Choice(sorted(DATASETS)))
+@click.argument("data_path", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--subdatasets",
+    "-d",
+    "categories",
+    multiple=True,
+    required=True,
+    help="Category, a folder of DATA_PATH. Repeat for several.",
+)
+@click.option(
+    "--resize",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Shorter side after resizing.",
+)
+@click.option(
+    "--imagesize", default=224, show_default=True, type=click.IntRange(min=1), help="Side of the centre crop."
+)
+@click.option("--batch_size", default=8, show_default=True, type=click.IntRange(min=1), help="Images at a time.")
+@click.option(
+    "--num_workers",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Threads that read images.",
+)
+@click.option(
+    "--train_val_split",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the training images to train on; the others set the threshold.",
+)
+@click.option("--augment", is_flag=True, help="Train on the flips and right-angle turns of every image as well.")
+def dataset_stage(data_path: Path, categories: tuple[str, ...], **settings: Any) -> DatasetConfig:
+    """Choose the images: NAME says the layout, DATA_PATH holds a folder per category."""
+    return checked(DatasetConfig, path=data_path, categories=categories, **settings)
+
+
+def stage_of(stages: Sequence[Any], kind: type[Config], name: str) -> Config:
+    """The one configuration of a kind among those that the stages returned."""
+    found = [stage for stage in stages if isinstance(stage, kind)]
+    if len(found) != 1:
+        raise click.UsageError(f"expected the stage {name} once, got it {len(found)} times")
+    return found[0]
+
+
+def given(ctx: click.Context, name: str) -> bool:
+    """Whether an option was set on the command line rather than by default."""
+    return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def start_logging(debug: bool) -> None:
+    """Send the package's messages to standard error, past the progress bars; details go to `run.log` only."""
+    package = logging.getLogger("patchcore")
+    package.setLevel(logging.DEBUG)
+    package.handlers = [_Terminal(logging.DEBUG if debug else logging.INFO)]
+    package.propagate = False
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        tqdm.write(f"{prefix}{self.format(record)}", file=sys.stderr)
+
+
+def devices_for(run: RunConfig) -> list[torch.device]:
+    """The devices that `--gpu` names, with a line of notice where it has to be the CPU."""
+    from patchcore.runtime import choose_devices
+
+    devices, notice = choose_devices(run.gpu)
+    if notice:
+        log.info(notice)
+    return devices
+
+
+def check_categories(dataset: DatasetConfig) -> None:
+    """Look at the folders of all categories, before any time goes into backbones."""
+    from patchcore.datasets.folder import scan_category
+
+    for category in dataset.categories:
+        scan_category(dataset.path, category)
+
+
+def execute(run: RunConfig, dataset: DatasetConfig, method: Method) -> None:
+    """Run the experiment, print the closing table, and exit with 1 if a category failed."""
+    from patchcore.experiment import run_experiment
+    from patchcore.results import table
+
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    summary = run_experiment(run, dataset, method, command=command)
+    if summary.rows:
+        click.echo(table(summary.rows))
+        click.echo(f"results: {summary.folder / 'results.csv'}")
+        pictures = summary.folder / "segmentation_images"
+        if pictures.is_dir():
+            click.echo(f"pictures: {pictures}")
+    if summary.failures:
+        failed = ", ".join(summary.failures)
+        raise PatchCoreError(f"{len(summary.failures)} of {len(dataset.categories)} categories failed: {failed}")

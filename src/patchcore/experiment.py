@@ -1,0 +1,304 @@
+"""The one loop: for each category fit, predict, measure, report, store. Knows no method by name."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from patchcore import metrics, results, runtime, visualize
+from patchcore.config import DatasetConfig, RunConfig, to_plain
+from patchcore.datasets.folder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Geometry,
+    ImageDataset,
+    image_loader,
+    load_masks,
+    scan_category,
+    split_train,
+)
+from patchcore.scoring import decision_values, min_max_normalise, threshold_from_good
+from patchcore.types import Output, PatchCoreError, Predictions, Sample
+
+log = logging.getLogger(__name__)
+
+
+class Detector(Protocol):
+    """What the loop needs of a method's detector for one category."""
+
+    def fit(
+        self,
+        batches: Iterable[Tensor],
+        num_images: int,
+        generator: torch.Generator,
+        timer: runtime.StageTimer,
+    ) -> Any:
+        """Learn from good images, (B, 3, H, W) batches of `num_images` in all."""
+
+    def predict(self, batches: Iterable[Tensor], timer: runtime.StageTimer) -> Output:
+        """Score images, (B, 3, H, W) batches."""
+
+    def costs(self) -> dict[str, float]:
+        """Sizes of what was learnt, for the results."""
+
+    def save(self, folder: Path) -> None:
+        """Write the detector into an existing folder."""
+
+
+class Method(Protocol):
+    """Gives a detector for every category.
+
+    Attributes:
+        device: where the time of its stages is taken.
+        fits: whether the detectors are to be fitted, rather than loaded ones.
+        settings: what goes into `config.yaml`.
+    """
+
+    device: torch.device
+    fits: bool
+    settings: dict[str, Any]
+
+    def detector(self, category: str) -> Detector:
+        """A detector for `category`, fresh or loaded."""
+
+
+@dataclass
+class Summary:
+    """How a run ended: its folder, the results by row name, and the reason by category that failed."""
+
+    folder: Path
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Category:
+    """The images of one category, split."""
+
+    name: str
+    row: str
+    train: Sequence[Sample]
+    held_out: Sequence[Sample]
+    test: Sequence[Sample]
+
+
+def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, command: str) -> Summary:
+    """Run a method on every category and write what the run leaves.
+
+    All categories are looked at before anything is written. A category that fails is named and leaves the others
+    alone; a run in which none succeeds leaves nothing.
+
+    Raises:
+        PatchCoreError: a category's folder is not as it must be, or the results folder cannot be written.
+    """
+    categories = [_scan(dataset, name, run.seed) for name in dataset.categories]
+    folder = results.create_run_folder(run.results_path, run.log_project, run.log_group)
+    summary = Summary(folder)
+    with runtime.removed_unless(folder, lambda: bool(summary.rows)), _log_file(folder / "run.log"):
+        content = {"command": command, "run": run, "dataset": dataset, **method.settings}
+        results.write_yaml(folder / "config.yaml", to_plain({**content, "environment": runtime.environment()}))
+        for category in categories:
+            try:
+                row = _run_category(run, dataset, method, category, folder)
+            except Exception as error:  # whatever it is, it must not lose the other categories
+                log.debug("category %s failed", category.name, exc_info=True)
+                summary.failures[category.name] = describe(error)
+                log.error("%s: %s", category.name, summary.failures[category.name])
+                continue
+            summary.rows[category.row] = row
+            results.write_results(folder / "results.csv", summary.rows)
+    return summary
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its own words if it is ours, with its type if it is not."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PatchCoreError) else f"{type(error).__name__}: {text}"
+
+
+def _scan(dataset: DatasetConfig, name: str, seed: int) -> _Category:
+    train, test = scan_category(dataset.path, name)
+    train, held_out = split_train(train, dataset.train_val_split, np.random.default_rng(seed))
+    return _Category(name=name, row=f"{dataset.name}_{name}", train=train, held_out=held_out, test=test)
+
+
+def _run_category(
+    run: RunConfig, dataset: DatasetConfig, method: Method, category: _Category, folder: Path
+) -> dict[str, float]:
+    geometry = Geometry(resize=dataset.resize, imagesize=dataset.imagesize)
+    log.info(
+        "%s: %d training, %d held-out, %d test images",
+        category.name,
+        len(category.train) if method.fits else 0,
+        len(category.held_out),
+        len(category.test),
+    )
+    runtime.reset_peak_gpu(method.device)
+    detector = method.detector(category.name)
+    row: dict[str, float] = {}
+
+    if method.fits:
+        timer = runtime.StageTimer(method.device)
+        images = ImageDataset(category.train, geometry, augment=dataset.augment)
+        begin = time.perf_counter()
+        batches = _batches(images, dataset, timer, f"{category.name}: training")
+        detector.fit(batches, len(images), torch.Generator().manual_seed(run.seed), timer)
+        seconds = timer.seconds()  # before the clock is read: on CUDA it waits for the device
+        row |= {"fit_seconds": time.perf_counter() - begin}
+        row |= {f"fit_{stage}_seconds": value for stage, value in seconds.items()}
+        log.info("%s: trained in %.1f s (%s)", category.name, row["fit_seconds"], _stages(seconds))
+
+    timer = runtime.StageTimer(method.device)
+    begin = time.perf_counter()
+    pictures: list[NDArray[np.uint8]] = []
+    batches = _batches(ImageDataset(category.test, geometry), dataset, timer, f"{category.name}: testing")
+    if run.save_segmentation_images:
+        batches = _keeping_pictures(batches, pictures)
+    output = detector.predict(batches, timer)
+    seconds = timer.seconds()
+    count = len(category.test)
+    row["ms_per_image"] = (time.perf_counter() - begin) / count * 1e3
+    row |= {f"{stage}_ms_per_image": value / count * 1e3 for stage, value in seconds.items()}
+    predictions = Predictions(
+        **{name: getattr(output, name) for name in Output.__dataclass_fields__},
+        labels=np.array([sample.is_defective for sample in category.test]),
+        masks=load_masks(category.test, geometry),
+        samples=tuple(category.test),
+    )
+
+    rejected = None
+    if category.held_out:
+        images = ImageDataset(category.held_out, geometry)
+        timer = runtime.StageTimer(method.device)
+        held_out = detector.predict(_batches(images, dataset, timer, f"{category.name}: held out"), timer)
+        values, good_values = decision_values(output.raw_scores, held_out.raw_scores)
+        row["threshold"] = threshold_from_good(good_values)
+        rejected = values > row["threshold"]
+    row = (
+        _measure(predictions, category.name)
+        | _operating_point(rejected, predictions.labels)
+        | detector.costs()
+        | {
+            "train_images": len(category.train),
+            "test_images": len(category.test),
+            "peak_host_mib": runtime.peak_host_mib(),
+            "peak_gpu_mib": runtime.peak_gpu_mib(method.device),
+        }
+        | row
+    )
+
+    if run.save_model and method.fits:
+        with runtime.written_aside(folder / "models" / category.row) as aside:
+            aside.mkdir()
+            detector.save(aside)
+            row["model_mib"] = sum(path.stat().st_size for path in aside.iterdir()) / 2**20
+    if run.save_anomaly_scores:
+        path = folder / "anomaly_scores" / f"{category.row}.csv"
+        results.write_scores(path, predictions, dataset.path, rejected)
+    if run.save_segmentation_images:
+        target = folder / "segmentation_images" / category.row
+        with runtime.written_aside(target) as aside:
+            _write_overlays(aside, predictions, pictures)
+        log.info("%s: overlays in %s", category.name, target)
+    return row
+
+
+def _measure(predictions: Predictions, category: str) -> dict[str, float]:
+    """The metrics of a category by column, the study's three first."""
+    images = metrics.image_metrics(predictions.scores, predictions.labels)
+    pixels = metrics.pixel_metrics(predictions.maps, predictions.masks, predictions.labels)
+    if predictions.labels.all() or not predictions.labels.any():
+        only = "defective" if predictions.labels.all() else "good"
+        log.warning("%s: all test images are %s, so image metrics are undefined (nan)", category, only)
+    if predictions.masks is None:
+        log.warning("%s: no ground_truth folder, so pixel metrics are undefined (nan)", category)
+    elif not predictions.masks.any():
+        log.warning("%s: no defect pixel in the test masks, so pixel metrics are undefined (nan)", category)
+    return {
+        "instance_auroc": images.auroc,
+        "full_pixel_auroc": pixels.auroc,
+        "anomaly_pixel_auroc": pixels.anomaly_auroc,
+        "image_ap": images.ap,
+        "image_f1max": images.f1max,
+        "pixel_ap": pixels.ap,
+        "pixel_f1max": pixels.f1max,
+        "aupro": pixels.aupro,
+    }
+
+
+def _operating_point(rejected: NDArray[np.bool_] | None, labels: NDArray[np.bool_]) -> dict[str, float]:
+    """What the threshold from held-out good images catches of the defective and rejects of the good test images."""
+    if rejected is None:
+        return {}
+    return {
+        "defects_caught": float(rejected[labels].mean()) if labels.any() else float("nan"),
+        "false_rejects": float(rejected[~labels].mean()) if not labels.all() else float("nan"),
+    }
+
+
+def _batches(images: ImageDataset, dataset: DatasetConfig, timer: runtime.StageTimer, name: str) -> Iterator[Tensor]:
+    loader = image_loader(images, dataset.batch_size, dataset.num_workers, pin_memory=True)
+    with runtime.progress_bar(name, len(images), "image") as bar:
+        for batch in timer.waiting("decode", iter(loader)):
+            yield batch
+            bar.update(len(batch))
+
+
+def _keeping_pictures(batches: Iterable[Tensor], pictures: list[NDArray[np.uint8]]) -> Iterator[Tensor]:
+    """Pass batches on, and keep their images as (H, W, 3) uint8, so that overlays need not decode them again."""
+    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    for batch in batches:
+        levels = (batch * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        pictures.extend(levels.permute(0, 2, 3, 1).numpy())  # (B, 3, H, W) -> B x (H, W, 3)
+        yield batch
+
+
+def _write_overlays(folder: Path, predictions: Predictions, pictures: Sequence[NDArray[np.uint8]]) -> None:
+    scale = visualize.HeatScale.of(predictions.maps)
+    raw, normalised = predictions.raw_scores.mean(axis=0), min_max_normalise(predictions.scores)
+
+    def write(i: int) -> None:
+        sample = predictions.samples[i]
+        name = f"{sample.category}/{sample.defect}/{sample.path.name}"
+        picture = visualize.overlay(
+            Image.fromarray(pictures[i]),
+            None if predictions.masks is None else predictions.masks[i],
+            predictions.maps[i],
+            scale=scale,
+            title=f"{name}   score {normalised[i]:.3f} (raw {raw[i]:.4g})",
+        )
+        visualize.write_overlay(folder / results.overlay_name(sample, normalised[i]), picture)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(write, range(len(predictions.samples))):
+            pass
+
+
+def _stages(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Write the package's log to a file as well, in more detail than the terminal shows."""
+    package = logging.getLogger("patchcore")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()

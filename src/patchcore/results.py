@@ -1,0 +1,155 @@
+"""What a run leaves: its folder, the tables in it, and the names of the files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from patchcore.runtime import written_aside
+from patchcore.scoring import min_max_normalise
+from patchcore.types import PatchCoreError, Predictions, Sample
+
+ROW_NAMES = "Row Names"
+MEAN = "Mean"
+METRICS = (  # column -> heading on the terminal; the first three are the study's
+    ("instance_auroc", "image AUROC"),
+    ("full_pixel_auroc", "pixel AUROC"),
+    ("anomaly_pixel_auroc", "pixel AUROC defective"),
+    ("image_ap", "image AP"),
+    ("image_f1max", "image F1max"),
+    ("pixel_ap", "pixel AP"),
+    ("pixel_f1max", "pixel F1max"),
+    ("aupro", "AUPRO"),
+)
+SHOWN = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc", "aupro", "fit_seconds", "ms_per_image")
+
+
+def create_run_folder(results_path: Path, project: str, group: str) -> Path:
+    """Make RESULTS/PROJECT/GROUP, or GROUP_0, GROUP_1 ... where that exists; never one that was there."""
+    parent = results_path / project
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = -1
+        while True:
+            folder = parent / (group if number < 0 else f"{group}_{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise PatchCoreError(f"cannot make the results folder {parent / group}: {error.strerror}") from error
+
+
+def write_results(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Write `results.csv`: a row per category and the mean of each column last.
+
+    The mean leaves out nan; a column without any number is nan.
+    """
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = {
+        **rows,
+        MEAN: {column: _mean(row.get(column, math.nan) for row in rows.values()) for column in columns},
+    }
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([ROW_NAMES, *columns])
+        for name, row in table.items():
+            writer.writerow([name, *(row.get(column, math.nan) for column in columns)])
+
+
+def read_results(path: Path) -> dict[str, dict[str, float]]:
+    """Read a `results.csv`: row name -> column -> number, the mean among them.
+
+    Raises:
+        PatchCoreError: the file is missing or not such a table; it is named.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchCoreError(f"{path}: cannot read the results: {error}") from error
+    if not rows or rows[0][:1] != [ROW_NAMES]:
+        raise PatchCoreError(f"{path}: expected a table that starts with {ROW_NAMES!r}")
+    try:
+        return {
+            row[0]: {column: float(value) for column, value in zip(rows[0][1:], row[1:], strict=True)}
+            for row in rows[1:]
+        }
+    except (ValueError, IndexError) as error:
+        raise PatchCoreError(f"{path}: damaged results: {error}") from error
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def write_scores(path: Path, predictions: Predictions, root: Path, rejected: NDArray[np.bool_] | None) -> None:
+    """Write the scores of every image of a category.
+
+    Columns: path (relative to `root`), defect type, label, raw score (of an ensemble: the mean of its members'),
+    normalised score (min-max over this test set; of an ensemble: the mean of its members' so normalised), whether the
+    image is `rejected`, that is above the threshold from held-out good images (empty without one), then what the
+    method adds.
+    """
+    raw = predictions.raw_scores.mean(axis=0)
+    normalised = min_max_normalise(predictions.scores)
+    extra = dict(predictions.columns)
+    if len(predictions.raw_scores) > 1:
+        extra = {f"raw_score_{i}": scores for i, scores in enumerate(predictions.raw_scores)} | extra
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "defect_type", "label", "raw_score", "normalised_score", "rejected", *extra])
+        for i, sample in enumerate(predictions.samples):
+            row = [sample.path.relative_to(root).as_posix(), sample.defect, int(predictions.labels[i])]
+            verdict = "" if rejected is None else int(rejected[i])
+            writer.writerow([*row, raw[i], normalised[i], verdict, *(column[i] for column in extra.values())])
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write plain dicts, lists, strings and numbers as YAML, in their order."""
+    with written_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def overlay_name(sample: Sample, normalised_score: float) -> str:
+    """File name of an overlay: category, split, defect, image, and its score normalised over the test set."""
+    return f"{sample.category}_{sample.split}_{sample.defect}_{sample.path.stem}_score{normalised_score:.3f}.png"
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """The closing table of a run for the terminal, a line per category and the mean."""
+    headings = dict(METRICS) | {"fit_seconds": "training s", "ms_per_image": "ms/image"}
+    columns = [column for column in SHOWN if any(column in row for row in rows.values())]
+    named = {**rows}
+    if len(rows) > 1:
+        named[MEAN] = {column: _mean(row.get(column, math.nan) for row in rows.values()) for column in columns}
+    lines = [["category", *(headings[column] for column in columns)]]
+    for name, row in named.items():
+        lines.append([name, *(_cell(column, row.get(column, math.nan)) for column in columns)])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Text columns of equal width, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(column: str, value: float) -> str:
+    return f"{value:.1f}" if column in ("fit_seconds", "ms_per_image") else f"{value:.4f}"

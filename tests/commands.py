@@ -1,0 +1,51 @@
+"""Running the scripts' commands inside the test process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+LITE0 = ("-b", "efficientnet_lite0", "-le", "blocks.2", "-le", "blocks.4")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs click commands as their scripts do and tells how they ended."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, command: click.Command, *args: object) -> Ended:
+        self._capsys.readouterr()
+        try:
+            command.main([str(arg) for arg in args], prog_name="script")
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = self._capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+
+def patchcore_args(
+    results: Path,
+    data: Path,
+    *,
+    run: tuple = (),
+    patch_core: tuple = LITE0,
+    sampler: tuple = ("-p", "0.1", "approx_greedy_coreset"),
+    dataset: tuple = ("-d", "metal_plate"),
+    name: str = "mpdd",
+) -> list[object]:
+    """The arguments of run_patchcore.py, each stage with its own."""
+    return [*run, results, "patch_core", *patch_core, "sampler", *sampler, "dataset", *dataset, name, data]

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from commands import Shell
+from patchcore.datasets.synthetic import generate
+
+
+@pytest.fixture
+def shell(capsys) -> Shell:
+    """Runs the scripts' commands in this process."""
+    return Shell(capsys)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """A very small synthetic set of two categories, shared by all tests: read it, do not write to it."""
+    root = tmp_path_factory.mktemp("synthetic parts")
+    generate(root, categories=("metal_plate", "bracket_white"), num_train=6, num_test_good=3, num_per_defect=2, size=96)
+    return root

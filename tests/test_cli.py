@@ -1,0 +1,331 @@
+"""The command line as a user meets it: help, errors in one line, and every option having its effect."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from commands import LITE0, patchcore_args
+from patchcore.cli.patchcore import run_patchcore
+from patchcore.results import read_results
+
+BIN = Path(__file__).resolve().parents[1] / "bin"
+RANDOM = (*LITE0, "--weights", "random")
+SMALL = ("--resize", "96", "--imagesize", "96")
+PLATE = (*SMALL, "-d", "metal_plate")
+
+
+@pytest.fixture
+def run(shell, parts, tmp_path):
+    """Run PatchCore with random weights on the small synthetic set, into tmp_path; returns the end and the folder."""
+
+    def start(*, data=parts, **stages):
+        stages = {"patch_core": RANDOM, "dataset": PLATE, **stages}
+        ended = shell(run_patchcore, *patchcore_args(tmp_path, data, **stages))
+        folders = sorted((tmp_path / "project").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+        return ended, folders[-1] if folders else None
+
+    return start
+
+
+def scores_of(folder, row="mpdd_metal_plate"):
+    with (folder / "anomaly_scores" / f"{row}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def raw_scores_of(folder):
+    return np.array([float(entry["raw_score"]) for entry in scores_of(folder)])
+
+
+def row_of(folder):
+    return read_results(folder / "results.csv")["mpdd_metal_plate"]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in BIN.glob("*.py")))
+def test_help_answers_in_under_a_second(script):
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, BIN / script, "--help"]
+    seconds = []
+    for _ in range(3):  # the quickest counts: a busy machine is not the script's fault
+        begin = time.perf_counter()
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+        seconds.append(time.perf_counter() - begin)
+        assert ended.returncode == 0
+        assert "Usage:" in ended.stdout
+    assert min(seconds) < 1
+
+
+def test_a_run_leaves_what_the_readme_names(run):
+    ended, folder = run(
+        run=("--save_patchcore_model", "--save_segmentation_images", "--save_anomaly_scores", "--log_group", "all"),
+        dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"),
+    )
+    assert ended.code == 0, ended.err
+    assert folder.name == "all"
+    assert {path.name for path in folder.iterdir()} == {
+        "results.csv",
+        "models",
+        "segmentation_images",
+        "anomaly_scores",
+        "config.yaml",
+        "run.log",
+    }
+    header, *rows = (folder / "results.csv").read_text().splitlines()
+    assert header.startswith("Row Names,instance_auroc,full_pixel_auroc,anomaly_pixel_auroc,")
+    assert [row.split(",")[0] for row in rows] == ["mpdd_metal_plate", "mpdd_bracket_white", "Mean"]
+    model = folder / "models" / "mpdd_metal_plate"
+    assert {path.name for path in model.iterdir()} == {"nnscorer_search_index.faiss", "patchcore_params.json"}
+    pictures = [path.name for path in (folder / "segmentation_images" / "mpdd_metal_plate").iterdir()]
+    entries = scores_of(folder)
+    expected = {
+        f"metal_plate_test_{entry['defect_type']}_{Path(entry['path']).stem}"
+        f"_score{float(entry['normalised_score']):.3f}.png"
+        for entry in entries
+    }
+    assert set(pictures) == expected
+    assert len(entries) == 3 + 4 * 2
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["sampler"] == {"name": "approx_greedy_coreset", "fraction": 0.1}
+    assert settings["environment"]["torch"]
+    assert "trained in" in (folder / "run.log").read_text()
+    assert "mpdd_metal_plate" in ended.out
+    assert str(folder / "segmentation_images") in ended.out
+
+
+def test_nothing_more_is_saved_than_asked_for(run):
+    _, folder = run()
+    assert {path.name for path in folder.iterdir()} == {"results.csv", "config.yaml", "run.log"}
+
+
+def test_without_cuda_one_line_says_so(run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ended, _ = run(run=("--gpu", "0"))
+    assert ended.code == 0
+    assert ended.err.splitlines()[0] == "--gpu 0: no CUDA device here, running on the CPU"
+
+
+def test_groups_and_projects_name_the_folders_and_are_never_overwritten(run, tmp_path):
+    for _ in range(3):
+        run(run=("--log_group", "g", "--log_project", "p"))
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["g", "g_0", "g_1"]
+
+
+def test_the_seed_decides_and_repeats(run):
+    first, second, third = (
+        raw_scores_of(run(run=("--seed", seed, "--save_anomaly_scores"), sampler=("-p", "0.02", "random"))[1])
+        for seed in (1, 1, 2)
+    )
+    assert (first == second).all()
+    assert (first != third).any()
+
+
+# Each row: a setting of a stage, and what it must change in the results against the run without it.
+EFFECTS = {
+    "layers": ({"patch_core": ("-b", "efficientnet_lite0", "-le", "blocks.2", "--weights", "random")}, "scores"),
+    "pretrain": ({"patch_core": (*RANDOM, "--pretrain_embed_dimension", "64")}, "scores"),
+    "target": ({"patch_core": (*RANDOM, "--target_embed_dimension", "64")}, "bank_mib"),
+    "patchsize": ({"patch_core": (*RANDOM, "--patchsize", "5")}, "scores"),
+    "num_nn": ({"patch_core": (*RANDOM, "--anomaly_scorer_num_nn", "4")}, "scores"),
+    "seeded backbone": ({"patch_core": ("-b", "efficientnet_lite0.seed-3", *RANDOM[2:])}, "scores"),
+    "percentage": ({"sampler": ("-p", "0.5", "approx_greedy_coreset")}, "bank_patches"),
+    "identity": ({"sampler": ("identity",)}, "bank_patches"),
+    "random": ({"sampler": ("-p", "0.1", "random")}, "scores"),
+    "greedy": ({"sampler": ("-p", "0.1", "greedy_coreset")}, "scores"),
+    "resize": ({"dataset": ("--resize", "128", "--imagesize", "96", "-d", "metal_plate")}, "scores"),
+    "imagesize": ({"dataset": ("--resize", "96", "--imagesize", "64", "-d", "metal_plate")}, "bank_patches"),
+    "augment": ({"dataset": (*PLATE, "--augment")}, "bank_patches"),
+    "split": ({"dataset": (*PLATE, "--train_val_split", "0.5")}, "train_images"),
+}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_options_have_an_effect(run, name):
+    stages, changed = EFFECTS[name]
+    _, before = run(run=("--save_anomaly_scores",))
+    ended, after = run(run=("--save_anomaly_scores", "--log_group", "changed"), **stages)
+    assert ended.code == 0, ended.err
+    if changed == "scores":
+        assert not np.allclose(raw_scores_of(before), raw_scores_of(after), rtol=1e-3)
+    else:
+        assert row_of(before)[changed] != row_of(after)[changed]
+
+
+def test_more_neighbours_never_lower_a_score(run):
+    _, one = run(run=("--save_anomaly_scores",))
+    _, four = run(
+        run=("--save_anomaly_scores", "--log_group", "four"), patch_core=(*RANDOM, "--anomaly_scorer_num_nn", 4)
+    )
+    assert (raw_scores_of(four) >= raw_scores_of(one)).all()
+
+
+def test_augmentation_remembers_eight_views(run):
+    _, plain = run(sampler=("identity",))
+    _, augmented = run(run=("--log_group", "augmented"), sampler=("identity",), dataset=(*PLATE, "--augment"))
+    assert row_of(augmented)["bank_patches"] == 8 * row_of(plain)["bank_patches"]
+
+
+def test_held_out_images_set_a_threshold(run):
+    _, without = run(run=("--save_anomaly_scores",))
+    assert {entry["rejected"] for entry in scores_of(without)} == {""}
+    _, folder = run(run=("--save_anomaly_scores", "--log_group", "split"), dataset=(*PLATE, "--train_val_split", "0.5"))
+    threshold, entries = row_of(folder)["threshold"], scores_of(folder)
+    assert [entry["rejected"] == "1" for entry in entries] == [
+        float(entry["raw_score"]) > threshold for entry in entries
+    ]
+    caught = [entry["rejected"] == "1" for entry in entries if entry["label"] == "1"]
+    assert row_of(folder)["defects_caught"] == pytest.approx(np.mean(caught))
+
+
+@pytest.mark.parametrize("setting", [("--batch_size", "1"), ("--num_workers", "0"), ("--num_workers", "3")])
+def test_batches_and_workers_do_not_change_scores(run, setting):
+    _, before = run(run=("--save_anomaly_scores",))
+    _, after = run(run=("--save_anomaly_scores", "--log_group", "changed"), dataset=(*PLATE, *setting))
+    np.testing.assert_allclose(raw_scores_of(before), raw_scores_of(after), rtol=1e-4)
+
+
+def test_batch_size_and_workers_reach_the_loader(run, monkeypatch):
+    from patchcore import experiment
+
+    seen = []
+    real = experiment.image_loader
+
+    def spy(dataset, batch_size, num_workers, **kwargs):
+        seen.append((batch_size, num_workers))
+        return real(dataset, batch_size, num_workers, **kwargs)
+
+    monkeypatch.setattr(experiment, "image_loader", spy)
+    run(dataset=(*PLATE, "--batch_size", "3", "--num_workers", "1"))
+    assert set(seen) == {(3, 1)}
+
+
+def test_faiss_workers_reach_faiss(run):
+    faiss = pytest.importorskip("faiss")
+    before = faiss.omp_get_max_threads()
+    try:
+        run(patch_core=(*RANDOM, "--faiss_num_workers", "1"))
+        assert faiss.omp_get_max_threads() == 1
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+WRONG = {
+    "option": ({"patch_core": (*RANDOM, "--patchsiz", "3")}, 2, "--patchsize"),
+    "sampler": ({"sampler": ("approx_greedy",)}, 2, "'approx_greedy_coreset', 'greedy_coreset', 'identity', 'random'"),
+    "share": ({"sampler": ("-p", "0", "identity")}, 2, "0"),
+    "data set": ({"name": "mppd"}, 2, "'mpdd', 'mvtec'"),
+    "category": ({"dataset": (*SMALL, "-d", "metal_plat")}, 1, "did you mean 'metal_plate'?"),
+    "repeated category": ({"dataset": (*PLATE, "-d", "metal_plate")}, 2, "every category once"),
+    "backbone": ({"patch_core": ("-b", "wideresnet5", "-le", "layer2")}, 1, "wideresnet50"),
+    "layer": ({"patch_core": ("-b", "efficientnet_lite0", "-le", "block.2", "--weights", "random")}, 1, "blocks.2"),
+    "crop": ({"dataset": ("--resize", "64", "--imagesize", "96", "-d", "metal_plate")}, 2, "--imagesize 96"),
+    "neighbours": ({"patch_core": (*RANDOM, "--anomaly_scorer_num_nn", "4000")}, 1, "asks for more neighbours"),
+    "group": ({"run": ("--log_group", "a/b")}, 2, "--log_group"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_answered_in_one_line_and_leaves_nothing(run, tmp_path, name):
+    stages, code, text = WRONG[name]
+    ended, _ = run(**stages)
+    assert ended.code == code, ended.err
+    assert text in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+    assert not list(tmp_path.rglob("*.csv"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_dir() and path.parent.name == "project"]
+
+
+def test_a_missing_stage_is_named(shell, tmp_path):
+    ended = shell(run_patchcore, tmp_path, "sampler", "identity")
+    assert ended.code == 2
+    assert "expected the stage patch_core once, got it 0 times" in ended.err
+
+
+@pytest.fixture
+def own_parts(parts, tmp_path):
+    """A copy of the small set that a test may damage."""
+    return shutil.copytree(parts, tmp_path / "own parts")
+
+
+def test_missing_data_path(run, tmp_path):
+    ended, folder = run(data=tmp_path / "nowhere")
+    assert ended.code == 1
+    assert f"no folder {tmp_path / 'nowhere'}" in ended.err
+    assert folder is None
+
+
+def test_empty_training_folder(run, own_parts):
+    for path in (own_parts / "metal_plate" / "train" / "good").iterdir():
+        path.unlink()
+    ended, folder = run(data=own_parts)
+    assert ended.code == 1
+    assert f"no image in {own_parts / 'metal_plate' / 'train' / 'good'}" in ended.err
+    assert folder is None
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_corrupt_image_is_named_and_loses_only_its_category(run, own_parts, split):
+    path = own_parts / "metal_plate" / split / "good" / "001.png"
+    path.write_bytes(path.read_bytes()[:200])
+    ended, folder = run(
+        run=("--save_patchcore_model", "--save_segmentation_images", "--save_anomaly_scores"),
+        data=own_parts,
+        dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"),
+    )
+    assert ended.code == 1
+    assert str(path) in ended.err
+    assert "1 of 2 categories failed: metal_plate" in ended.err
+    assert set(read_results(folder / "results.csv")) == {"mpdd_bracket_white", "Mean"}
+    assert [path.name for path in (folder / "models").iterdir()] == ["mpdd_bracket_white"]
+    assert not list(folder.rglob(".*"))
+
+
+def test_a_run_in_which_every_category_fails_leaves_nothing(run, own_parts):
+    (own_parts / "metal_plate" / "train" / "good" / "000.png").write_bytes(b"")
+    ended, folder = run(data=own_parts)
+    assert ended.code == 1
+    assert folder is None
+
+
+def test_parts_without_masks_get_image_metrics_and_overlays(run, own_parts):
+    shutil.rmtree(own_parts / "metal_plate" / "ground_truth")
+    ended, folder = run(data=own_parts, run=("--save_segmentation_images",))
+    assert ended.code == 0
+    assert "no ground_truth folder" in ended.err
+    row = row_of(folder)
+    assert 0 <= row["instance_auroc"] <= 1
+    assert np.isnan([row["full_pixel_auroc"], row["anomaly_pixel_auroc"], row["aupro"]]).all()
+    assert len(list((folder / "segmentation_images" / "mpdd_metal_plate").iterdir())) == 11
+
+
+def test_one_good_image_each_and_only_good_test_images(run, tmp_path):
+    for split in ("train", "test"):
+        folder = tmp_path / "tiny" / "part" / split / "good"
+        folder.mkdir(parents=True)
+        Image.new("L", (100, 80), 128).save(folder / "a b.jpg")
+    ended, folder = run(data=tmp_path / "tiny", dataset=("--resize", "64", "--imagesize", "64", "-d", "part"))
+    assert ended.code == 0, ended.err
+    assert "all test images are good" in ended.err
+    assert np.isnan(read_results(folder / "results.csv")["Mean"]["instance_auroc"])
+
+
+def test_debug_shows_the_traceback(run):
+    ended, _ = run(run=("--debug",), dataset=(*SMALL, "-d", "nothing"))
+    assert "Traceback" in ended.err
+
+
+def test_results_appear_after_every_category(run, monkeypatch):
+    from patchcore import results
+
+    seen = []
+    real = results.write_results
+    monkeypatch.setattr(results, "write_results", lambda path, rows: (seen.append(list(rows)), real(path, rows)))
+    run(dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"))
+    assert seen == [["mpdd_metal_plate"], ["mpdd_metal_plate", "mpdd_bracket_white"]]
