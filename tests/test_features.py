@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from patchcore.backbones import BACKBONES, Backbone, load_backbone
-from patchcore.features import FeatureExtractor, feature_scales
+from patchcore.features import FeatureExtractor, feature_scales, normalise
 from patchcore.types import PatchCoreError
 
 
@@ -379,3 +379,13 @@ def test_scales_of_timm_networks_come_from_timm():
     assert feature_scales(transformer) == [("blocks.7", 192, 16)]
     with pytest.raises(PatchCoreError, match="name the layers"):
         feature_scales(wrap(nn.Conv2d(3, 3, 1)))
+
+
+def test_normalisation_equals_torchvision_bit_for_bit():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    from torchvision import transforms
+
+    reference = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.equal(normalise(levels), reference(levels.float() / 255))
+    # 124/255 = 0.48627 is 0.00127 above the mean of red, and so 0.0056 standard deviations.
+    assert normalise(levels)[0, 0].flatten()[124].item() == pytest.approx(0.005566, abs=1e-6)

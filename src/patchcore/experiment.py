@@ -20,8 +20,6 @@ from torch import Tensor
 from patchcore import metrics, results, runtime, visualize
 from patchcore.config import DatasetConfig, RunConfig, to_plain
 from patchcore.datasets.folder import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Geometry,
     ImageDataset,
     image_loader,
@@ -45,10 +43,10 @@ class Detector(Protocol):
         generator: torch.Generator,
         timer: runtime.StageTimer,
     ) -> Any:
-        """Learn from good images, (B, 3, H, W) batches of `num_images` in all."""
+        """Learn from good images, (B, 3, H, W) uint8 batches of `num_images` in all."""
 
     def predict(self, batches: Iterable[Tensor], timer: runtime.StageTimer) -> Output:
-        """Score images, (B, 3, H, W) batches."""
+        """Score images, (B, 3, H, W) uint8 batches."""
 
     def costs(self) -> dict[str, float]:
         """Sizes of what was learnt, for the results."""
@@ -257,11 +255,9 @@ def _batches(images: ImageDataset, dataset: DatasetConfig, timer: runtime.StageT
 
 
 def _keeping_pictures(batches: Iterable[Tensor], pictures: list[NDArray[np.uint8]]) -> Iterator[Tensor]:
-    """Pass batches on, and keep their images as (H, W, 3) uint8, so that overlays need not decode them again."""
-    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    """Pass batches on, and keep their images as (H, W, 3), so that overlays need not decode them again."""
     for batch in batches:
-        levels = (batch * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-        pictures.extend(levels.permute(0, 2, 3, 1).numpy())  # (B, 3, H, W) -> B x (H, W, 3)
+        pictures.extend(batch.permute(0, 2, 3, 1).numpy())  # (B, 3, H, W) -> B x (H, W, 3)
         yield batch
 
 

@@ -17,11 +17,27 @@ from patchcore.types import PatchCoreError
 # Batch normalisations that can be folded: torch's own, and timm's with an activation behind it.
 _FOLDABLE = ("BatchNorm2d", "BatchNormAct2d")
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 # How far folded batch normalisation may move a map, relative to the map's largest value.
 _FOLD_TOLERANCE = 1e-4
 
 # Image size for looking at a network that takes any: a multiple of every usual patch size.
 _PROBE_SIZE = (224, 224)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bring pixels to the range that ImageNet networks are trained on.
+
+    Args:
+        images: (B, 3, H, W) uint8 RGB.
+
+    Returns:
+        (B, 3, H, W) float32 on the same device: scaled to [0, 1], less ImageNet's mean, over its standard deviation.
+    """
+    mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 class FeatureExtractor(nn.Module):

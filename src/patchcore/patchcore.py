@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from patchcore.backbones import load_backbone
 from patchcore.config import PatchCoreConfig, SamplerConfig
-from patchcore.features import FeatureExtractor
+from patchcore.features import FeatureExtractor, normalise
 from patchcore.memory_bank import MemoryBank, read_flat_index
 from patchcore.patches import PatchEmbedding
 from patchcore.runtime import StageTimer, progress_bar
@@ -68,9 +68,9 @@ class PatchEmbedder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, timer: StageTimer) -> Tensor:
-        """(B, 3, H, W) float32 images on any device -> (B, h, w, D) float32 patch embeddings."""
+        """(B, 3, H, W) uint8 images on any device -> (B, h, w, D) float32 patch embeddings."""
         with timer("backbone"):
-            maps = self.extractor(images.to(self.device, non_blocking=True))
+            maps = self.extractor(normalise(images.to(self.device, non_blocking=True)))
         with timer("embedding"):
             return self.embedding(list(maps.values()))
 
@@ -107,7 +107,7 @@ class PatchCore:
         """Remember good images.
 
         Args:
-            batches: (B, 3, H, W) float32 images, `num_images` in all.
+            batches: (B, 3, H, W) uint8 images, `num_images` in all.
             generator: a CPU generator, the source of every random choice.
             timer: told how long each stage took.
         """
@@ -129,7 +129,7 @@ class PatchCore:
         """Score images.
 
         Args:
-            batches: (B, 3, H, W) float32 images.
+            batches: (B, 3, H, W) uint8 images.
             timer: told how long each stage took.
 
         Returns:

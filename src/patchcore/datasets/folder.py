@@ -32,8 +32,6 @@ from torch.utils.data import Dataset
 from patchcore.types import PatchCoreError, Sample
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Only these decoders may look at a file, whatever its name says: Pillow has others that start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -302,8 +300,7 @@ def _grey_from_16_bit(image: Image.Image, path: Path) -> Image.Image:
 class Geometry:
     """From a file's pixels to the network's: the shorter side becomes `resize`, then the centre is cropped.
 
-    Equal, bit for bit, to torchvision's Resize, CenterCrop, ToTensor and Normalize on Pillow images, without
-    their import time.
+    Equal, bit for bit, to torchvision's Resize and CenterCrop on Pillow images, without their import time.
 
     Attributes:
         resize: pixels of the shorter side after resizing; the longer follows the aspect ratio, rounded down.
@@ -323,12 +320,8 @@ class Geometry:
             )
 
     def image(self, image: Image.Image) -> torch.Tensor:
-        """Return the network's input: (3, imagesize, imagesize) float32 with ImageNet's mean and std."""
-        pixels = np.asarray(self.picture(image)).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W), a view
-        values = np.divide(pixels, np.float32(255), dtype=np.float32, order="C")
-        values -= np.array(IMAGENET_MEAN, np.float32)[:, None, None]
-        values /= np.array(IMAGENET_STD, np.float32)[:, None, None]
-        return torch.from_numpy(values)
+        """Return the pixels that the network sees: (3, imagesize, imagesize) uint8 RGB, a view of (H, W, 3)."""
+        return torch.from_numpy(np.array(self.picture(image))).permute(2, 0, 1)
 
     def mask(self, mask: Image.Image) -> NDArray[np.bool_]:
         """Return (imagesize, imagesize) bool, True on defects, from a mask as `load_mask` gives it."""
@@ -352,7 +345,7 @@ class Geometry:
 
 
 class ImageDataset(Dataset[torch.Tensor]):
-    """The network's inputs (3, imagesize, imagesize) float32 of some samples, in their order.
+    """The pixels (3, imagesize, imagesize) uint8 of some samples, in their order.
 
     With `augment` every sample comes in the 8 views of the square's symmetry group, one after the other:
     index i is sample i // 8 in view i % 8, view 0 as it is, 1 to 3 turned, 4 to 7 turned and mirrored.
@@ -381,14 +374,14 @@ class ImageDataset(Dataset[torch.Tensor]):
 
 
 def _view(image: torch.Tensor, element: int) -> torch.Tensor:
-    """Return a copy of (C, S, S) under one of the 8 symmetries of the square; element 0 is the identity."""
+    """Return (C, S, S) under one of the 8 symmetries of the square; element 0 is the identity."""
     turned = torch.rot90(image, element % 4, (1, 2))
-    return (turned.flip(2) if element >= 4 else turned).contiguous()
+    return turned.flip(2) if element >= 4 else turned
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefetchLoader:
-    """Batches (B, 3, H, W) of a data set in its order, decoded ahead by threads; the last may be smaller.
+    """Batches (B, 3, H, W) uint8 of a data set in its order, decoded ahead by threads; the last may be smaller.
 
     Pillow and numpy release the interpreter while they work, so that threads decode as fast as worker
     processes and give the first batch in half the time. The error of a bad image arrives as it was raised,
@@ -437,16 +430,17 @@ class PrefetchLoader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _stack(self, images: list[torch.Tensor]) -> torch.Tensor:
-        if not (self.pin_memory and torch.cuda.is_available()):
-            return torch.stack(images)
-        shape = (len(images), *images[0].shape)
-        return torch.stack(images, out=torch.empty(shape, dtype=images[0].dtype, pin_memory=True))
+        rows = [image.permute(1, 2, 0) for image in images]  # (H, W, 3), as they lie in memory
+        out = None
+        if self.pin_memory and torch.cuda.is_available():
+            out = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True)
+        return torch.stack(rows, out=out).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
 
 
 def image_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int, *, pin_memory: bool = False
 ) -> PrefetchLoader:
-    """Return the batches (B, 3, H, W) of `dataset`, in order; see `PrefetchLoader`."""
+    """Return the batches (B, 3, H, W) uint8 of `dataset`, in order; see `PrefetchLoader`."""
     return PrefetchLoader(dataset=dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)
 
 
