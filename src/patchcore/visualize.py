@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-import struct
 import unicodedata
-import uuid
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-from patchcore.types import PatchCoreError
 
 Colour = tuple[int, int, int]
 
@@ -43,26 +37,16 @@ _CONTROL_POINTS: tuple[tuple[float, Colour], ...] = (
     (1.000, (255, 250, 216)),
 )
 _POSITIONS, _COLOURS = zip(*_CONTROL_POINTS, strict=True)
-HEAT_COLOURS: NDArray[np.uint8] = (
-    np.stack(
-        [np.interp(np.linspace(0, 1, 256), _POSITIONS, channel) for channel in zip(*_COLOURS, strict=True)],
-        axis=1,
-    )
-    .round()
-    .astype(np.uint8)
-)  # (256, 3), from normal to anomalous
+_STEPS = np.linspace(0, 1, 256)
+_CHANNELS = [np.interp(_STEPS, _POSITIONS, channel) for channel in zip(*_COLOURS, strict=True)]
+HEAT_COLOURS: NDArray[np.uint8] = np.stack(_CHANNELS, axis=1).round().astype(np.uint8)
+"""(256, 3) RGB, from normal to anomalous."""
 
 # Opacity of the heat over the part: normal places show the part, hot ones the colour.
-_OPACITY = np.linspace(0.45 * 255, 0.9 * 255, 256).round().astype(np.uint8)  # (256,)
+_OPACITY = (255 * (0.45 + 0.45 * _STEPS)).round().astype(np.uint8)  # (256,)
 
 _LEAST_PANEL = 192  # px; below it neither title nor captions fit
-_FONTS_OF_THE_SYSTEM = (
-    "DejaVuSans.ttf",
-    "arial.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "msyh.ttc",
-    "Arial Unicode.ttf",
-)
+_FONTS_OF_THE_SYSTEM = ("DejaVuSans.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "Arial Unicode.ttf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,55 +149,6 @@ def overlay(
     sheet.paste(Image.fromarray(heat), layout.corner(2), Image.fromarray(opacity))
     text, font = _fit(title, layout.title_size, sheet.width - 2 * layout.margin)
     ImageDraw.Draw(sheet).text((layout.margin, layout.top // 2), text, font=font, fill=TEXT, anchor="lm")
-    return sheet
-
-
-def write_overlay(path: Path, image: Image.Image) -> None:
-    """Write an image as RGB PNG, whole or not at all: beside its place first, then renamed; folders are made.
-
-    Compression releases the interpreter lock, so threads can write several files at a time.
-
-    Raises:
-        PatchCoreError: where the disk refuses, naming the path.
-    """
-    encoded = _png(np.asarray(image.convert("RGB")))
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(encoded)
-            aside.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                aside.unlink()
-            raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise PatchCoreError(
-            f"cannot write the picture {path}: {reason}; make room or choose another folder"
-        ) from error
-
-
-def gallery(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """A contact sheet: row by row, every image centred in a cell of the size of the largest.
-
-    Args:
-        images: at least one, of any sizes.
-        columns: images in a row, at least 1.
-    """
-    if not images or columns < 1:
-        raise ValueError(f"a gallery needs at least one image and one column, got {len(images)} and {columns}")
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    width = max(image.width for image in images)
-    height = max(image.height for image in images)
-    gap = 8
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), BACKGROUND)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        left = gap + column * (width + gap) + (width - image.width) // 2
-        top = gap + row * (height + gap) + (height - image.height) // 2
-        sheet.paste(image, (left, top))
     return sheet
 
 
@@ -399,8 +334,8 @@ def _levels(anomaly_map: NDArray[np.floating], scale: HeatScale) -> NDArray[np.u
         return np.where(anomaly_map > scale.low, np.uint8(255), np.uint8(0))
     within = np.clip(anomaly_map, scale.low, scale.high, dtype=np.float64)
     within -= scale.low
-    within *= 255 / (scale.high - scale.low)
-    return (within + 0.5).astype(np.uint8)
+    within /= scale.high - scale.low
+    return (within * 255 + 0.5).astype(np.uint8)
 
 
 def _check_finite(name: str, values: NDArray[np.floating]) -> None:
@@ -424,27 +359,6 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return grown & ~mask
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG file of (H, W, 3) uint8 RGB pixels (the PNG specification, ISO/IEC 15948).
-
-    Pillow tries five filters on every row, which takes longer than to compress it. Differences to the row above
-    and run-length matching give files a tenth larger in half the time.
-    """
-    height, width, _ = pixels.shape
-    values = pixels.reshape(height, width * 3)
-    rows = np.empty((height, 1 + width * 3), np.uint8)
-    rows[:, 0] = 2  # the filter "up"; above the first row lie zeros
-    rows[0, 1:] = values[0]
-    np.subtract(values[1:], values[:-1], out=rows[1:, 1:])  # modulo 256
-    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, colour type RGB
-    chunks = [(b"IHDR", header), (b"IDAT", deflate.compress(rows) + deflate.flush()), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
-        for kind, data in chunks
-    )
-
-
 @lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """The font that comes with Pillow: the same on every machine, but little beyond ASCII."""
@@ -460,24 +374,24 @@ def _fonts_of_the_system(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
     return tuple(fonts)
 
 
-def _draws(font: ImageFont.FreeTypeFont, text: str) -> bool:
-    """Whether the font has a glyph of its own for every character."""
-    missing = bytes(font.getmask("\U0010ffff"))
-    return all(character.isascii() or bytes(font.getmask(character)) != missing for character in text)
+def _missing(font: ImageFont.FreeTypeFont, text: str) -> set[str]:
+    """The characters that the font has no glyph for, so that it draws a box."""
+    box = bytes(font.getmask("\U0010ffff"))
+    return {character for character in set(text) if not character.isascii() and bytes(font.getmask(character)) == box}
 
 
 def _legible(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text on one printable line, and the first font that can draw it: Pillow's own or one of the system.
+    """The text on one printable line, and the font that can draw most of it: Pillow's own or one of the system.
 
-    Where none can, accents are left off and what then is still unknown becomes a box.
+    Letters that this font lacks lose their accents; what then is still unknown becomes a box.
     """
     text = "".join(character if character.isprintable() else "?" for character in text)
-    if text.isascii() or _draws(_font(size), text):
+    if text.isascii():
         return text, _font(size)
-    for font in _fonts_of_the_system(size):
-        if _draws(font, text):
-            return text, font
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)), _font(size)
+    font = min((_font(size), *_fonts_of_the_system(size)), key=lambda font: len(_missing(font, text)))
+    missing = _missing(font, text)
+    # The compatibility decomposition begins with the bare letter.
+    return "".join(unicodedata.normalize("NFKD", c)[0] if c in missing else c for c in text), font
 
 
 def _fit(text: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
