@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from commands import Shell
 from patchcore.datasets.synthetic import generate
@@ -20,3 +21,12 @@ def parts(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("synthetic parts")
     generate(root, categories=("metal_plate", "bracket_white"), num_train=6, num_test_good=3, num_per_defect=2, size=96)
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small tensors gain nothing from more, and wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

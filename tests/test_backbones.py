@@ -21,6 +21,7 @@ from patchcore.backbones import BACKBONES, Entry, load_backbone, resolve_backbon
 from patchcore.efficientnet_lite0 import EfficientNetLite0
 from patchcore.types import PatchCoreError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = "timm/mnasnet_small"  # 2 million weights
 SMALL_FILE = "mnasnet_small.lamb_in1k"
 

@@ -17,6 +17,7 @@ from commands import LITE0, patchcore_args
 from patchcore.cli.patchcore import run_patchcore
 from patchcore.results import read_results
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BIN = Path(__file__).resolve().parents[1] / "bin"
 RANDOM = (*LITE0, "--weights", "random")
 SMALL = ("--resize", "96", "--imagesize", "96")
@@ -240,6 +241,44 @@ def test_wrong_input_is_answered_in_one_line_and_leaves_nothing(run, tmp_path, n
     assert "Traceback" not in ended.err
     assert not list(tmp_path.rglob("*.csv"))
     assert not [path for path in tmp_path.rglob("*") if path.is_dir() and path.parent.name == "project"]
+
+
+# The original's options that never had an effect: at its defaults, and at another value.
+WITHOUT_EFFECT = {
+    "preprocessing": (("--preprocessing", "mean"), ("--preprocessing", "conv")),
+    "aggregation": (("--aggregation", "mean"), ("--aggregation", "mlp")),
+    "patchscore": (("--patchscore", "max"), ("--patchscore", "mean")),
+    "patchoverlap": (("--patchoverlap", "0"), ("--patchoverlap", "0.5")),
+    "patchsize_aggregate": ((), ("--patchsize_aggregate", "3")),
+    "pa": ((), ("-pa", "3", "-pa", "5")),
+}
+
+
+def test_options_without_effect_run_at_their_defaults(run):
+    defaults = [part for default, _ in WITHOUT_EFFECT.values() for part in default]
+    _, before = run(run=("--save_anomaly_scores",))
+    ended, after = run(run=("--save_anomaly_scores", "--log_group", "again"), patch_core=(*RANDOM, *defaults))
+    assert ended.code == 0, ended.err
+    assert (raw_scores_of(before) == raw_scores_of(after)).all()
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_options_without_effect_are_refused_elsewhere(run, name):
+    _, other = WITHOUT_EFFECT[name]
+    ended, folder = run(patch_core=(*RANDOM, *other))
+    assert ended.code == 2
+    text = " ".join(ended.err.split())
+    assert other[-1] in text
+    assert "this option never had an effect in the original and is not implemented; leave it out" in text
+    assert folder is None
+
+
+def test_options_without_effect_are_not_in_the_help(shell, tmp_path):
+    ended = shell(run_patchcore, tmp_path, "patch_core", "--help")
+    assert ended.code == 0
+    assert "--patchsize" in ended.out
+    for name in ("preprocessing", "aggregation", "patchscore", "patchoverlap", "patchsize_aggregate"):
+        assert name not in ended.out
 
 
 def test_a_missing_stage_is_named(shell, tmp_path):

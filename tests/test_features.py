@@ -10,14 +10,7 @@ from patchcore.backbones import BACKBONES, Backbone, load_backbone
 from patchcore.features import FeatureExtractor, feature_scales, normalise
 from patchcore.types import PatchCoreError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors gain nothing from more, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(height=64, width=64, batch=2):

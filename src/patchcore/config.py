@@ -58,13 +58,36 @@ class DatasetConfig:
         repeated = sorted({name for name in self.categories if self.categories.count(name) > 1})
         if repeated:
             raise ValueError(f"every category once, got more of {', '.join(repeated)}")
-        if not 0 < self.train_val_split <= 1:
-            raise ValueError(f"--train_val_split must be in (0, 1], got {self.train_val_split}")
-        if not 0 < self.imagesize <= self.resize:
-            raise ValueError(
-                f"--imagesize {self.imagesize} must be at most --resize {self.resize}: the image is cut from the"
-                " resized one"
-            )
+        _check_split_and_geometry(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a stored model remembers of its training images, and an evaluation has to agree with.
+
+    `resize` and `imagesize` are those of `DatasetConfig`. With a `train_val_split` below 1, `seed` says which of the
+    training images were held out; that holds for as long as the training folder has the same images.
+    """
+
+    resize: int
+    imagesize: int
+    train_val_split: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_split_and_geometry(self)
+        if self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {self.seed}")
+
+
+def _check_split_and_geometry(config: DatasetConfig | TrainedOn) -> None:
+    if not 0 < config.train_val_split <= 1:
+        raise ValueError(f"--train_val_split must be in (0, 1], got {config.train_val_split}")
+    if not 0 < config.imagesize <= config.resize:
+        raise ValueError(
+            f"--imagesize {config.imagesize} must be at most --resize {config.resize}: the image is cut from the"
+            " resized one"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +119,21 @@ class PatchCoreConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreLoaderConfig:
+    """Which stored PatchCore models are evaluated, and how they search.
+
+    `paths` holds one model folder for all categories, or one per category in their order. `num_nn` replaces
+    the number of neighbours that the models were stored with.
+    """
+
+    paths: tuple[Path, ...]
+    num_nn: int | None = None
+    faiss_on_gpu: bool = False
+    faiss_num_workers: int | None = None
+    weights_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,9 @@ def _run_category(
         costs["model_mib"] = _save(detector, folder / "models" / category.row)
     costs["peak_host_mib"] = runtime.peak_host_mib()
     costs["peak_gpu_mib"] = runtime.peak_gpu_mib(method.device)
-    return quality | costs | {"train_images": len(category.train), "test_images": len(category.test)}
+    if method.fits:
+        costs["train_images"] = len(category.train)
+    return quality | costs | {"test_images": len(category.test)}
 
 
 class _Loop:

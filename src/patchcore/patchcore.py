@@ -6,48 +6,25 @@ reads its images once.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from patchcore.backbones import load_backbone
-from patchcore.config import PatchCoreConfig, SamplerConfig
+from patchcore.config import PatchCoreConfig, PatchCoreLoaderConfig, SamplerConfig, TrainedOn
 from patchcore.features import FeatureExtractor, normalise
 from patchcore.memory_bank import MemoryBank, read_flat_index
+from patchcore.model_files import INDEX_FILE, PARAMS_FILE, MemberParams, StoredModel, prefixes_of, write_params
 from patchcore.patches import PatchEmbedding
 from patchcore.runtime import StageTimer, progress_bar
 from patchcore.sampler import sample
 from patchcore.scoring import anomaly_maps, ensemble_mean, image_scores, patch_scores
 from patchcore.types import Output, PatchCoreError
-
-INDEX_FILE = "nnscorer_search_index.faiss"
-PARAMS_FILE = "patchcore_params.json"
-FORMAT = 1  # of PARAMS_FILE
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemberParams:
-    """What, beside the bank, makes a stored member give the same scores again."""
-
-    backbone: str
-    weights: str
-    layers: tuple[str, ...]
-    pretrain_embed_dimension: int
-    target_embed_dimension: int
-    patchsize: int
-    num_nn: int
-    resize: int
-    imagesize: int
-    sampler: str
-    fraction: float
-    format: int = FORMAT
 
 
 class PatchEmbedder(nn.Module):
@@ -81,24 +58,21 @@ class PatchCore:
     Args:
         embedders: one per member; they may be shared between detectors.
         config: the settings; `config.num_nn` neighbours make a patch score.
-        sampler: how the bank is thinned.
-        resize, imagesize: the geometry of the images that it will see, stored with the model.
+        sampler: how the bank is thinned; None for a loaded detector whose sampler is not known, which cannot be fitted.
+        trained_on: stored with the model, so that it is given images of the same geometry later.
     """
 
     def __init__(
         self,
         embedders: Sequence[PatchEmbedder],
         config: PatchCoreConfig,
-        sampler: SamplerConfig,
-        *,
-        resize: int,
-        imagesize: int,
+        sampler: SamplerConfig | None,
+        trained_on: TrainedOn,
     ) -> None:
         self.embedders = list(embedders)
         self.config = config
         self.sampler = sampler
-        self.resize = resize
-        self.imagesize = imagesize
+        self.trained_on = trained_on
         self.banks_: list[MemoryBank] = []
 
     def fit(
@@ -111,6 +85,8 @@ class PatchCore:
             generator: a CPU generator, the source of every random choice.
             timer: told how long each stage took.
         """
+        if self.sampler is None:
+            raise ValueError("the original's folders do not name a sampler: fit a detector that has one")
         stores = [_PatchStore(num_images) for _ in self.embedders]
         for images in batches:
             for embedder, store in zip(self.embedders, stores, strict=True):
@@ -163,7 +139,7 @@ class PatchCore:
 
     def save(self, folder: Path) -> None:
         """Write every member's bank and parameters into an existing folder."""
-        for index, (bank, prefix) in enumerate(zip(self.banks_, _prefixes(len(self.banks_)), strict=True)):
+        for index, (bank, prefix) in enumerate(zip(self.banks_, prefixes_of(len(self.banks_)), strict=True)):
             params = MemberParams(
                 backbone=self.config.backbones[index],
                 weights=self.config.weights,
@@ -172,54 +148,33 @@ class PatchCore:
                 target_embed_dimension=self.config.target_embed_dimension,
                 patchsize=self.config.patchsize,
                 num_nn=self.config.num_nn,
-                resize=self.resize,
-                imagesize=self.imagesize,
-                sampler=self.sampler.name,
-                fraction=self.sampler.fraction,
+                sampler=self.sampler and self.sampler.name,
+                fraction=self.sampler and self.sampler.fraction,
+                **asdict(self.trained_on),
             )
             bank.save(folder / f"{prefix}{INDEX_FILE}")
-            (folder / f"{prefix}{PARAMS_FILE}").write_text(json.dumps(asdict(params), indent=2) + "\n")
+            write_params(folder / f"{prefix}{PARAMS_FILE}", params)
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        devices: Sequence[torch.device],
-        *,
-        faiss_on_gpu: bool = False,
-        faiss_num_workers: int | None = None,
-        weights_dir: Path | None = None,
-    ) -> PatchCore:
-        """Read a stored detector; nothing in the folder is executed.
+    def load(cls, model: StoredModel, embedders: Sequence[PatchEmbedder]) -> PatchCore:
+        """Read the banks of a stored detector.
+
+        Args:
+            model: from `read_model`.
+            embedders: from `load_embedders` with the configuration and image size of `model`; they may be shared.
 
         Raises:
-            PatchCoreError: a file is missing, damaged, or does not fit the others.
+            PatchCoreError: a bank is missing, damaged, or does not fit the parameters.
         """
-        members = [read_params(folder / f"{prefix}{PARAMS_FILE}") for prefix in _stored_prefixes(folder)]
-        first = members[0]
-        shared = ("weights", "pretrain_embed_dimension", "target_embed_dimension", "patchsize", "num_nn")
-        config = PatchCoreConfig(
-            backbones=tuple(member.backbone for member in members),
-            layers=tuple(member.layers for member in members),
-            **{name: getattr(first, name) for name in shared},
-            faiss_on_gpu=faiss_on_gpu,
-            faiss_num_workers=faiss_num_workers,
-            weights_dir=weights_dir,
-        )
-        detector = cls(
-            load_embedders(config, first.imagesize, devices),
-            config,
-            SamplerConfig(name=first.sampler, fraction=first.fraction),
-            resize=first.resize,
-            imagesize=first.imagesize,
-        )
-        for embedder, prefix in zip(detector.embedders, _prefixes(len(members)), strict=True):
-            path = folder / f"{prefix}{INDEX_FILE}"
+        detector = cls(embedders, model.config, model.sampler, model.trained_on)
+        dimension = model.config.target_embed_dimension
+        for embedder, prefix in zip(detector.embedders, prefixes_of(len(detector.embedders)), strict=True):
+            path = model.folder / f"{prefix}{INDEX_FILE}"
             features = read_flat_index(path)
-            if features.shape[1] != config.target_embed_dimension:
+            if features.shape[1] != dimension:
                 raise PatchCoreError(
-                    f"{path}: patches of {features.shape[1]} values, but {PARAMS_FILE} says"
-                    f" target_embed_dimension {config.target_embed_dimension}"
+                    f"{path}: expected patches of {dimension} values, the model's target_embed_dimension, found"
+                    f" {features.shape[1]}"
                 )
             detector.banks_.append(detector._bank(features.to(embedder.device)))
         return detector
@@ -244,56 +199,46 @@ class TrainedPatchCore:
         self,
         config: PatchCoreConfig,
         sampler: SamplerConfig,
-        *,
-        resize: int,
-        imagesize: int,
+        trained_on: TrainedOn,
         devices: Sequence[torch.device],
     ) -> None:
         self.device = devices[0]
         self.settings = {"patch_core": config, "sampler": sampler}
-        self._embedders = load_embedders(config, imagesize, devices)
-        self._detector = partial(PatchCore, self._embedders, config, sampler, resize=resize, imagesize=imagesize)
+        embedders = load_embedders(config, trained_on.imagesize, devices)
+        self._detector = partial(PatchCore, embedders, config, sampler, trained_on)
 
     def detector(self, category: str) -> PatchCore:
         """A detector that remembers nothing yet."""
         return self._detector()
 
 
-def read_params(path: Path) -> MemberParams:
-    """Read a member's stored parameters.
+class StoredPatchCore:
+    """The method that loads a stored detector for every category; equal configurations share their backbones.
 
-    Raises:
-        PatchCoreError: the file is missing, no JSON, of another format, or has other fields than expected.
+    Args:
+        models: category -> its model, which may be the same for several.
+        loader: what the models were read with, for the record.
+        devices: the members are spread over them in turn.
     """
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text())
-        params = MemberParams(**{**stored, "layers": tuple(stored["layers"])})
-    except OSError as error:
-        raise PatchCoreError(f"{path}: cannot read the model: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise PatchCoreError(f"{path}: expected the parameters of a PatchCore model: {error}") from error
-    if params.format != FORMAT:
-        raise PatchCoreError(f"{path}: format {params.format}, this version reads format {FORMAT}")
-    return params
 
+    fits = False
 
-def _prefixes(count: int) -> list[str]:
-    """File name prefixes of the members, as in the original: none for a single one."""
-    return [""] if count == 1 else [f"Ensemble-{index + 1}-{count}_" for index in range(count)]
+    def __init__(
+        self, models: Mapping[str, StoredModel], loader: PatchCoreLoaderConfig, devices: Sequence[torch.device]
+    ) -> None:
+        self.device = devices[0]
+        self.settings = {"patch_core_loader": loader, "models": dict(models)}
+        self._models = dict(models)
+        self._embedders: dict[tuple[PatchCoreConfig, int], list[PatchEmbedder]] = {}
+        for model in models.values():
+            key = model.config, model.trained_on.imagesize
+            if key not in self._embedders:
+                self._embedders[key] = load_embedders(*key, devices)
 
-
-def _stored_prefixes(folder: Path) -> list[str]:
-    """The prefixes that a model folder holds."""
-    if (folder / PARAMS_FILE).is_file():
-        return _prefixes(1)
-    found = sorted(path.name for path in folder.glob(f"Ensemble-*_{PARAMS_FILE}"))
-    if not found:
-        raise PatchCoreError(f"no PatchCore model in {folder}: expected {PARAMS_FILE} and {INDEX_FILE}")
-    count = found[0].split("_")[0].rsplit("-", 1)[1]
-    expected = _prefixes(int(count)) if count.isdigit() else []
-    if {f"{prefix}{PARAMS_FILE}" for prefix in expected} != set(found):
-        raise PatchCoreError(f"incomplete ensemble in {folder}: found {', '.join(found)}")
-    return expected
+    def detector(self, category: str) -> PatchCore:
+        """The detector that is stored for a category."""
+        model = self._models[category]
+        return PatchCore.load(model, self._embedders[model.config, model.trained_on.imagesize])
 
 
 class _PatchStore:

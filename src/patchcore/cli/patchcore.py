@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,68 @@ from patchcore.cli.run import (
     dataset_stage,
     devices_for,
     execute,
+    given,
     run_options,
     stage_of,
     start_logging,
 )
-from patchcore.config import SAMPLER_NAMES, WEIGHTS, DatasetConfig, PatchCoreConfig, RunConfig, SamplerConfig
+from patchcore.cli.stored import StoredDataset, model_folders, settled, stored_dataset_stage
+from patchcore.config import (
+    SAMPLER_NAMES,
+    WEIGHTS,
+    DatasetConfig,
+    PatchCoreConfig,
+    PatchCoreLoaderConfig,
+    RunConfig,
+    SamplerConfig,
+    TrainedOn,
+)
+from patchcore.model_files import read_model
+
+# Options that the original took and did nothing with, but one: images did score the max of their patches. Old command
+# lines run as long as they leave them where they were.
+_WITHOUT_EFFECT = (
+    (("--preprocessing",), {"default": "mean"}),
+    (("--aggregation",), {"default": "mean"}),
+    (("--patchscore",), {"default": "max"}),
+    (("--patchoverlap",), {"default": 0.0, "type": float}),
+    (("--patchsize_aggregate", "-pa"), {"default": (), "type": int, "multiple": True}),
+)
+
+
+def options_without_effect(command: Callable) -> Callable:
+    """Accept the original's options that never had an effect, hidden, at their defaults only."""
+
+    def refuse(default: Any, ctx: click.Context, option: click.Parameter, value: Any) -> None:
+        if value != default:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            cure = "leave it out" if default == () else f"leave it out or at {default}"
+            raise click.UsageError(
+                f"{option.opts[0]} {shown}: this option never had an effect in the original and is not implemented;"
+                f" {cure}"
+            )
+
+    for names, settings in _WITHOUT_EFFECT:
+        callback = partial(refuse, settings["default"])
+        command = click.option(*names, **settings, hidden=True, expose_value=False, callback=callback)(command)
+    return command
+
+
+# Options that training and loading share.
+faiss_on_gpu = click.option("--faiss_on_gpu", is_flag=True, help="Keep the memory bank on the GPU and search it there.")
+faiss_num_workers = click.option(
+    "--faiss_num_workers",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Threads of the search on the CPU.  [default: all cores]",
+)
+weights_dir = click.option(
+    "--weights_dir",
+    default=None,
+    envvar="PATCHCORE_WEIGHTS",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with weight files, where they cannot be downloaded.  [$PATCHCORE_WEIGHTS]",
+)
 
 
 @click.command("patch_core")
@@ -67,13 +126,8 @@ from patchcore.config import SAMPLER_NAMES, WEIGHTS, DatasetConfig, PatchCoreCon
     type=click.IntRange(min=1),
     help="Nearest neighbours whose mean distance is the score.",
 )
-@click.option("--faiss_on_gpu", is_flag=True, help="Keep the memory bank on the GPU and search it there.")
-@click.option(
-    "--faiss_num_workers",
-    default=None,
-    type=click.IntRange(min=1),
-    help="Threads of the search on the CPU.  [default: all cores]",
-)
+@faiss_on_gpu
+@faiss_num_workers
 @click.option(
     "--weights",
     default="pretrained",
@@ -81,13 +135,8 @@ from patchcore.config import SAMPLER_NAMES, WEIGHTS, DatasetConfig, PatchCoreCon
     type=click.Choice(WEIGHTS),
     help="random tries out the structure without a download.",
 )
-@click.option(
-    "--weights_dir",
-    default=None,
-    envvar="PATCHCORE_WEIGHTS",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with weight files, where they cannot be downloaded.  [$PATCHCORE_WEIGHTS]",
-)
+@weights_dir
+@options_without_effect
 def patch_core_stage(backbones: tuple[str, ...], layers: tuple[str, ...], **settings: Any) -> PatchCoreConfig:
     """Choose the networks, their layers and how patches are described."""
     return checked(PatchCoreConfig, backbones=backbones, layers=layers_by_backbone(layers, len(backbones)), **settings)
@@ -150,9 +199,76 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
 
     devices = devices_for(run)
     check_categories(dataset)
-    method = TrainedPatchCore(config, sampler, resize=dataset.resize, imagesize=dataset.imagesize, devices=devices)
-    execute(run, dataset, method)
+    trained_on = TrainedOn(
+        resize=dataset.resize,
+        imagesize=dataset.imagesize,
+        train_val_split=dataset.train_val_split,
+        seed=run.seed,
+    )
+    execute(run, dataset, TrainedPatchCore(config, sampler, trained_on, devices))
 
 
 for _stage in (patch_core_stage, sampler_stage, dataset_stage):
     run_patchcore.add_command(_stage)
+
+
+@click.command("patch_core_loader")
+@click.option(
+    "--patch_core_paths",
+    "-p",
+    "paths",
+    multiple=True,
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Model folder, or a run's folder models. Once for all categories, or repeated in the order of -d.",
+)
+@click.option(
+    "--anomaly_scorer_num_nn",
+    "num_nn",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Nearest neighbours whose mean distance is the score.  [default: as stored; 1 for the original's folders]",
+)
+@faiss_on_gpu
+@faiss_num_workers
+@weights_dir
+def patch_core_loader_stage(**settings: Any) -> PatchCoreLoaderConfig:
+    """Choose the stored models.
+
+    Backbones, layers, patch size and image size come with them. The folders of the original PatchCore can be read too.
+    """
+    return checked(PatchCoreLoaderConfig, **settings)
+
+
+@click.group(cls=OneLineErrors, chain=True, context_settings={"help_option_names": ["-h", "--help"]})
+@run_options
+def load_and_evaluate_patchcore(**_: Any) -> None:
+    """Evaluate stored PatchCore models.
+
+    RESULTS_PATH and options come first, then the stages patch_core_loader and dataset, each with its own --help.
+    With the batch size of the run that stored a model, its numbers come out to the last digit on the same device.
+    """
+
+
+@load_and_evaluate_patchcore.result_callback()
+@click.pass_context
+def _evaluate(ctx: click.Context, stages: list[Any], debug: bool, **settings: Any) -> None:
+    run = checked(RunConfig, **settings)
+    loader = stage_of(stages, PatchCoreLoaderConfig, "patch_core_loader")
+    images = stage_of(stages, StoredDataset, "dataset")
+    folders = model_folders(loader.paths, images)
+    start_logging(debug)
+    models = {folder: read_model(folder, loader, resize=images.resize) for folder in dict.fromkeys(folders.values())}
+    trained_on = {folder: model.trained_on for folder, model in models.items()}
+    run, dataset = settled(run, images, trained_on, seed_given=given(ctx, "seed"))
+
+    from patchcore.patchcore import StoredPatchCore
+
+    devices = devices_for(run)
+    check_categories(dataset)
+    by_category = {category: models[folder] for category, folder in folders.items()}
+    execute(run, dataset, StoredPatchCore(by_category, loader, devices))
+
+
+for _stage in (patch_core_loader_stage, stored_dataset_stage):
+    load_and_evaluate_patchcore.add_command(_stage)

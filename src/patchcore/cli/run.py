@@ -89,17 +89,37 @@ def run_options(command: Callable) -> Callable:
     return command
 
 
-@click.command("dataset")
-@click.argument("name", type=click.Choice(sorted(DATASETS)))
-@click.argument("data_path", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--subdatasets",
-    "-d",
-    "categories",
-    multiple=True,
-    required=True,
-    help="Category, a folder of DATA_PATH. Repeat for several.",
+_IMAGE_OPTIONS: Sequence[Callable] = (
+    click.argument("name", type=click.Choice(sorted(DATASETS))),
+    click.argument("data_path", type=click.Path(file_okay=False, path_type=Path)),
+    click.option(
+        "--subdatasets",
+        "-d",
+        "categories",
+        multiple=True,
+        required=True,
+        help="Category, a folder of DATA_PATH. Repeat for several.",
+    ),
+    click.option("--batch_size", default=8, show_default=True, type=click.IntRange(min=1), help="Images at a time."),
+    click.option(
+        "--num_workers",
+        default=8,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Threads that read images.",
+    ),
 )
+
+
+def image_options(command: Callable) -> Callable:
+    """The arguments and options of every dataset stage, whether a model is trained on the images or stored already."""
+    for option in reversed(_IMAGE_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("dataset")
+@image_options
 @click.option(
     "--resize",
     default=256,
@@ -109,14 +129,6 @@ def run_options(command: Callable) -> Callable:
 )
 @click.option(
     "--imagesize", default=224, show_default=True, type=click.IntRange(min=1), help="Side of the centre crop."
-)
-@click.option("--batch_size", default=8, show_default=True, type=click.IntRange(min=1), help="Images at a time.")
-@click.option(
-    "--num_workers",
-    default=8,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Threads that read images.",
 )
 @click.option(
     "--train_val_split",
@@ -188,9 +200,10 @@ def execute(run: RunConfig, dataset: DatasetConfig, method: Method) -> None:
     if summary.rows:
         click.echo(table(summary.rows))
         click.echo(f"results: {summary.folder / 'results.csv'}")
-        pictures = summary.folder / "segmentation_images"
-        if pictures.is_dir():
-            click.echo(f"pictures: {pictures}")
+        for row in summary.rows if run.save_segmentation_images else ():
+            folder = summary.folder / "segmentation_images" / row
+            pictures = sorted(folder.iterdir(), key=lambda path: path.stem.rpartition("_score")[2])
+            click.echo(f"pictures: {len(pictures)} in {folder}, the highest score in {pictures[-1].name}")
     if summary.failures:
         failed = ", ".join(summary.failures)
         raise PatchCoreError(f"{len(summary.failures)} of {len(dataset.categories)} categories failed: {failed}")
