@@ -18,7 +18,13 @@ RANDOM = (*LITE0, "--weights", "random")
 SMALL = ("--resize", "96", "--imagesize", "64")
 BOTH = ("-d", "metal_plate", "-d", "bracket_white")
 ROWS = ("mpdd_metal_plate", "mpdd_bracket_white")
-COSTS = ("seconds", "ms_per_image", "peak_", "model_mib")  # columns that differ from run to run, or are of training
+COSTS = (
+    "train_images",
+    "seconds",
+    "ms_per_image",
+    "peak_",
+    "model_mib",
+)  # columns that differ from run to run, or are of training
 
 # An ensemble of three networks, each with its own layers.
 ENSEMBLE = (

@@ -109,6 +109,15 @@ def test_missing_index_is_named(tmp_path):
         read_flat_index(tmp_path / "gone.faiss")
 
 
+@pytest.mark.parametrize(("rows", "devices"), [(300, 2), (300, 3), (2, 3)])
+def test_a_bank_in_shards_gives_the_distances_of_the_whole(rows, devices):
+    torch.manual_seed(0)
+    bank, queries = torch.randn(rows, 8), torch.randn(20, 8)
+    sharded = memory_bank.spread(bank, [torch.device("cpu")] * devices, TorchSearch)
+    assert sharded.name == f"{min(rows, devices)} x torch"
+    torch.testing.assert_close(sharded(queries, 2), TorchSearch(bank)(queries, 2))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("reaches_gpu", [True, False])

@@ -14,7 +14,7 @@ from patchcore import patchcore as module
 from patchcore.config import PatchCoreConfig, PatchCoreLoaderConfig, SamplerConfig, TrainedOn
 from patchcore.memory_bank import read_flat_index, write_flat_index
 from patchcore.model_files import INDEX_FILE, PARAMS_FILE, read_model
-from patchcore.patchcore import PatchCore, StoredPatchCore, TrainedPatchCore, load_embedders
+from patchcore.patchcore import PatchCore, StoredPatchCore, TrainedPatchCore, devices_of_members, load_embedders
 from patchcore.runtime import StageTimer
 from patchcore.types import PatchCoreError
 
@@ -336,3 +336,17 @@ def test_a_stored_bank_is_a_flat_index(tmp_path):
     detector = fitted()
     detector.save(tmp_path)
     assert (read_flat_index(tmp_path / INDEX_FILE) == detector.banks_[0].features).all()
+
+
+def test_devices_are_dealt_out_to_the_members_of_an_ensemble():
+    zero, one, two = (torch.device("cuda", index) for index in range(3))
+    assert devices_of_members(3, [zero]) == [[zero], [zero], [zero]]
+    assert devices_of_members(3, [zero, one]) == [[zero], [one], [zero]]
+    assert devices_of_members(2, [zero, one, two]) == [[zero, two], [one]]
+    assert devices_of_members(1, [zero, one]) == [[zero, one]]
+
+
+def test_a_gpu_without_work_is_refused():
+    config = PatchCoreConfig(backbones=("efficientnet_lite0",), layers=(("blocks.2",),), weights="random")
+    with pytest.raises(PatchCoreError, match="2 GPUs for 1 backbones"):
+        load_embedders(config, 64, [torch.device("cuda", 0), torch.device("cuda", 1)])

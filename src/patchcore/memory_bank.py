@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,7 +64,8 @@ class FaissGpuSearch:
         self._index.add(bank)
 
     def __call__(self, queries: Tensor, k: int) -> Tensor:
-        distances, _ = self._index.search(queries.contiguous(), k)
+        with torch.cuda.device(queries.device):  # FAISS waits on the stream of the current device
+            distances, _ = self._index.search(queries.contiguous(), k)
         return distances
 
 
@@ -88,6 +90,19 @@ class TorchSearch:
         return torch.cat(parts).to(queries.device)
 
 
+class ShardedSearch:
+    """A bank cut into parts, each searched on a device of its own; the nearest among all parts' are the nearest."""
+
+    def __init__(self, shards: Sequence[tuple[torch.device, int, Search]]) -> None:
+        self._shards = shards
+        self.name = f"{len(shards)} x {shards[0][2].name}"
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        found = [search(queries.to(device), min(k, rows)) for device, rows, search in self._shards]
+        nearest = torch.cat([distances.to(queries.device) for distances in found], dim=1)
+        return nearest.sort(dim=1).values[:, :k]
+
+
 def faiss_installed() -> bool:
     """Whether FAISS can be imported here."""
     try:
@@ -106,27 +121,46 @@ def faiss_reaches_gpu() -> bool:
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
+def spread(bank: Tensor, devices: Sequence[torch.device], make: Callable[[Tensor], Search]) -> Search:
+    """The search over a bank on one device, or over its parts on several."""
+    parts = bank.tensor_split(min(len(devices), len(bank)))
+    shards = [
+        (device, len(part), make(part.to(device).contiguous()))
+        for device, part in zip(devices, parts, strict=False)  # fewer rows than devices leave some without work
+    ]
+    return shards[0][2] if len(shards) == 1 else ShardedSearch(shards)
+
+
 class MemoryBank:
     """The patches that PatchCore remembers, and the search over them.
 
     Args:
         features: (K, D) float32.
-        on_gpu: search on the CUDA device of `features`; needs one.
+        on_gpu: search on CUDA; needs a CUDA device.
         num_workers: threads of the CPU search; None leaves FAISS's own choice, all cores.
+        devices: the CUDA devices that the bank is spread over; none means the one of `features`.
     """
 
-    def __init__(self, features: Tensor, *, on_gpu: bool = False, num_workers: int | None = None) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        *,
+        on_gpu: bool = False,
+        num_workers: int | None = None,
+        devices: Sequence[torch.device] = (),
+    ) -> None:
         if features.ndim != 2 or not len(features):
             raise ValueError(f"a memory bank needs (K, D) features, K > 0, got {tuple(features.shape)}")
         self.features = features.float().contiguous()
-        self.search = self._choose_search(on_gpu, num_workers)
+        self.search = self._choose_search(on_gpu, num_workers, devices or [features.device])
 
-    def _choose_search(self, on_gpu: bool, num_workers: int | None) -> Search:
+    def _choose_search(self, on_gpu: bool, num_workers: int | None, devices: Sequence[torch.device]) -> Search:
         if on_gpu and self.features.is_cuda:
-            if faiss_reaches_gpu():
-                return FaissGpuSearch(self.features)
-            log.warning("FAISS cannot use the GPU here (not installed, or built without CUDA): torch searches there")
-            return TorchSearch(self.features)
+            if not faiss_reaches_gpu():
+                log.warning("FAISS cannot use the GPU here (not installed or without CUDA): torch searches there")
+            search = spread(self.features, devices, FaissGpuSearch if faiss_reaches_gpu() else TorchSearch)
+            self.features = self.features.cpu()  # the GPU holds the search's copy; this one is for saving
+            return search
         if on_gpu:
             log.warning("--faiss_on_gpu: the features are not on a CUDA device, searching on the CPU")
         self.features = self.features.cpu()

@@ -30,8 +30,10 @@ from patchcore.types import Output, PatchCoreError
 class PatchEmbedder(nn.Module):
     """A frozen backbone and the patch embedding on its layers."""
 
-    def __init__(self, config: PatchCoreConfig, index: int, imagesize: int, device: torch.device) -> None:
+    def __init__(self, config: PatchCoreConfig, index: int, imagesize: int, devices: Sequence[torch.device]) -> None:
+        """Load backbone number `index`; it runs on the first of the devices, its bank may be spread over all."""
         super().__init__()
+        device = devices[0]
         backbone = load_backbone(config.backbones[index], weights=config.weights, weights_dir=config.weights_dir)
         self.extractor = FeatureExtractor(backbone, config.layers[index]).to(device)
         shapes = self.extractor.layer_shapes((imagesize, imagesize))
@@ -42,6 +44,7 @@ class PatchEmbedder(nn.Module):
             target_dimension=config.target_embed_dimension,
         ).to(device)
         self.device = device
+        self.devices = list(devices)
 
     @torch.inference_mode()
     def forward(self, images: Tensor, timer: StageTimer) -> Tensor:
@@ -98,7 +101,8 @@ class PatchCore:
             with timer("coreset"), progress_bar("coreset", kept, "patch") as bar:
                 chosen = sample(features, self.sampler, generator, bar.update)
             whole = len(chosen) == len(features)
-            self.banks_.append(self._bank(features if whole else features[chosen.to(features.device)]))
+            kept_features = features if whole else features[chosen.to(features.device)]
+            self.banks_.append(self._bank(kept_features, self.embedders[len(self.banks_)]))
         return self
 
     def predict(self, batches: Iterable[Tensor], timer: StageTimer) -> Output:
@@ -176,18 +180,37 @@ class PatchCore:
                     f"{path}: expected patches of {dimension} values, the model's target_embed_dimension, found"
                     f" {features.shape[1]}"
                 )
-            detector.banks_.append(detector._bank(features.to(embedder.device)))
+            detector.banks_.append(detector._bank(features.to(embedder.device), embedder))
         return detector
 
-    def _bank(self, features: Tensor) -> MemoryBank:
-        return MemoryBank(features, on_gpu=self.config.faiss_on_gpu, num_workers=self.config.faiss_num_workers)
+    def _bank(self, features: Tensor, embedder: PatchEmbedder) -> MemoryBank:
+        return MemoryBank(
+            features,
+            on_gpu=self.config.faiss_on_gpu,
+            num_workers=self.config.faiss_num_workers,
+            devices=embedder.devices,
+        )
 
 
 def load_embedders(config: PatchCoreConfig, imagesize: int, devices: Sequence[torch.device]) -> list[PatchEmbedder]:
-    """Load every backbone of a configuration, the members spread over the devices in turn."""
-    return [
-        PatchEmbedder(config, index, imagesize, devices[index % len(devices)]) for index in range(len(config.backbones))
-    ]
+    """Load every backbone of a configuration, the members spread over the devices.
+
+    Raises:
+        PatchCoreError: there are devices that would have nothing to do.
+    """
+    members = len(config.backbones)
+    if len(devices) > members and not config.faiss_on_gpu:
+        raise PatchCoreError(
+            f"{len(devices)} GPUs for {members} backbones: the others have no work unless --faiss_on_gpu spreads the"
+            " memory bank over them"
+        )
+    shares = devices_of_members(members, devices)
+    return [PatchEmbedder(config, index, imagesize, share) for index, share in enumerate(shares)]
+
+
+def devices_of_members(members: int, devices: Sequence[torch.device]) -> list[list[torch.device]]:
+    """Deal devices out to the members of an ensemble; members share one only where there are too few."""
+    return [list(devices[index::members]) or [devices[index % len(devices)]] for index in range(members)]
 
 
 class TrainedPatchCore:
