@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from golden import GOLDEN, needs_golden
-from patchcore import memory_bank
+from patchcore import memory_bank, pruned_search
 from patchcore.memory_bank import FaissSearch, MemoryBank, TorchSearch, read_flat_index, write_flat_index
+from patchcore.pruned_search import PrunedSearch
 from patchcore.scoring import patch_scores
 from patchcore.types import PatchCoreError
 
@@ -44,6 +45,139 @@ def test_search_equals_sorted_distances(search, k):
     result = SEARCHES[search](bank)(queries, k)
     assert result.shape == (50, k)
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=0)
+
+
+def refuse_flat(queries, k):
+    raise AssertionError("the flat search was asked")
+
+
+@pytest.fixture
+def always_prune(monkeypatch, one_thread):
+    """Go the way of pruning even where it does not pay."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(pruned_search, "SURVIVORS", 1.0)
+
+
+def clusters(size, dimension, seed):
+    centres = torch.randn(20, dimension, generator=torch.Generator().manual_seed(0)) * 10
+    generator = torch.Generator().manual_seed(seed)
+    members = torch.randint(20, (size,), generator=generator)
+    return centres[members] + torch.randn(size, dimension, generator=generator)
+
+
+def gaussian(size, dimension, seed):
+    return torch.randn(size, dimension, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_exact(bank, queries, k, dtype, num_workers=None):
+    differences = (queries.double()[:, None] - bank.double()).square().sum(dim=2)
+    expected = differences.sort(dim=1).values[:, :k]
+    result = PrunedSearch(bank, refuse_flat, num_workers, dtype)(queries, k)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
+
+
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@both_dtypes
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("data", [clusters, gaussian])
+@pytest.mark.parametrize("size", [700, 83])
+def test_pruned_search_is_exact(always_prune, dtype, k, data, size):
+    # 83 rows are no multiple of a group, and fewer than the 100 directions of 400 columns.
+    dimension = 128 if size == 700 else 400
+    assert_exact(data(size, dimension, 1), data(150, dimension, 2), k, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 1000.0), (1e-9, 0.0), (1e15, 0.0)])
+def test_pruned_search_is_exact_at_any_scale_and_place(always_prune, dtype, scale, shift):
+    assert_exact(clusters(300, 64, 1) * scale + shift, clusters(100, 64, 2) * scale + shift, 2, dtype)
+
+
+@both_dtypes
+def test_pruned_search_finds_every_copy_of_a_row(always_prune, dtype):
+    bank = clusters(100, 64, 1).repeat(3, 1)
+    result = PrunedSearch(bank, refuse_flat, dtype=dtype)(bank[:100], 4)
+    assert (result[:, :3] == 0).all()
+    assert (result[:, 3] > 0).all()
+    assert_exact(torch.ones(100, 64), clusters(100, 64, 1), 2, dtype)
+
+
+@both_dtypes
+def test_pruned_search_is_not_misled_by_its_directions(always_prune, dtype):
+    # 64 columns give 16 directions, the first 16 axes. Along those the decoys are at distance 1 of their query, the
+    # nearest rows at 2; but each decoy is 30 off along another axis.
+    queries = torch.cat([gaussian(100, 16, 1) * 100, torch.zeros(100, 48)], dim=1)
+    nearest, decoys = queries.clone(), queries.clone()
+    nearest[:, 0] += 2
+    decoys[:, 1] += 1
+    decoys[range(100), 16 + torch.arange(100) % 48] = 30
+    bank = torch.cat([decoys, nearest])
+    search = PrunedSearch(bank, refuse_flat, dtype=dtype)
+    assert search._basis[:16].float().square().sum() > 15.5
+    torch.testing.assert_close(search(queries, 1), torch.full((100, 1), 4.0), rtol=1e-5, atol=0)
+    assert_exact(bank, queries, 2, dtype)
+
+
+@both_dtypes
+def test_pruned_search_keeps_what_rounding_cannot_tell_apart(always_prune, dtype):
+    # Rows at equal distance but for parts in ten thousand, far below the steps of bfloat16.
+    axes = torch.eye(64).repeat(8, 1) * (10 + torch.arange(512)[:, None] * 1e-5)
+    assert_exact(axes, gaussian(100, 64, 1) * 1e-3, 5, dtype)
+
+
+@pytest.mark.parametrize(
+    ("queries", "k"),
+    [
+        (gaussian(200, 128, 2), 1),
+        (clusters(10, 128, 2), 1),
+        (clusters(200, 128, 2), 500),
+        (torch.full((99, 128), torch.nan), 1),
+    ],
+    ids=["nothing to prune", "few queries", "all neighbours", "nan"],
+)
+def test_flat_search_takes_over_where_pruning_does_not_pay(queries, k):
+    asked = []
+
+    def flat(queries, k):
+        asked.append((len(queries), k))
+        return torch.zeros(len(queries), k)
+
+    bank = gaussian(500, 128, 1) if len(queries) == 200 and k == 1 else clusters(500, 128, 1)
+    assert PrunedSearch(bank, flat)(queries, k).shape == (len(queries), k)
+    assert asked == [(len(queries), k)]
+
+
+def test_workers_of_the_pruned_search(always_prune, monkeypatch):
+    pools = []
+
+    class Pool(pruned_search.ThreadPoolExecutor):
+        def __init__(self, workers, **kwargs):
+            pools.append(workers)
+            super().__init__(workers, **kwargs)
+
+    monkeypatch.setattr(pruned_search, "ThreadPoolExecutor", Pool)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for num_workers in (1, 2, 8, None):
+            assert_exact(clusters(300, 64, 1), clusters(500, 64, 2), 1, torch.float32, num_workers)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert pools == [1, 2, 2, 2]
+
+
+def test_bank_prunes_where_it_is_large_and_wide():
+    pytest.importorskip("faiss")
+    bank, queries = clusters(2000, 128, 1), clusters(300, 128, 2)
+    pruned = MemoryBank(bank)
+    assert pruned.search.name == "pruned"
+    assert MemoryBank(bank[:500]).search.name == MemoryBank(bank[:, :64]).search.name == "faiss-cpu"
+    expected = (queries.double()[:, None] - bank.double()).square().sum(dim=2).sort(dim=1).values[:, :3]
+    torch.testing.assert_close(pruned.distances(queries, 3).double(), expected, rtol=1e-5, atol=0)
+    assert (pruned.distances(queries, 3) == pruned.distances(queries, 3)).all()
 
 
 def test_neighbours_beyond_the_bank_are_refused():

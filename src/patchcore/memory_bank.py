@@ -1,4 +1,4 @@
-"""Exact nearest-neighbour search over the memory bank: FAISS on the CPU or GPU, or torch where FAISS is not."""
+"""Exact nearest-neighbour search over the memory bank: pruned or flat on the CPU, FAISS or torch on the GPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchcore.pruned_search import PrunedSearch
 from patchcore.types import PatchCoreError
 
 log = logging.getLogger(__name__)
 
 TORCH_DISTANCES = 2**25  # distances that the torch search holds at once
+PRUNED_ROWS = 1000  # smaller banks, and narrower ones, are searched as fast without pruning
+PRUNED_DIMENSION = 128
 TORCH_CANDIDATES = 4  # further neighbours whose distances torch recomputes, in case rounding swapped some
 
 
@@ -137,7 +140,7 @@ class MemoryBank:
     Args:
         features: (K, D) float32.
         on_gpu: search on CUDA; needs a CUDA device.
-        num_workers: threads of the CPU search; None leaves FAISS's own choice, all cores.
+        num_workers: threads of the CPU search; None leaves FAISS's and torch's own choice, all cores.
         devices: the CUDA devices that the bank is spread over; none means the one of `features`.
     """
 
@@ -165,7 +168,11 @@ class MemoryBank:
             log.warning("--faiss_on_gpu: the features are not on a CUDA device, searching on the CPU")
         self.features = self.features.cpu()
         if faiss_installed():
-            return FaissSearch(self.features, num_workers)
+            flat = FaissSearch(self.features, num_workers)
+            rows, dimension = self.features.shape
+            if rows < PRUNED_ROWS or dimension < PRUNED_DIMENSION:
+                return flat
+            return PrunedSearch(self.features, flat, num_workers)
         log.warning("FAISS is not installed: torch searches, with the same distances")
         return TorchSearch(self.features)
 
