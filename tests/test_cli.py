@@ -355,6 +355,54 @@ def test_one_good_image_each_and_only_good_test_images(run, tmp_path):
     assert np.isnan(read_results(folder / "results.csv")["Mean"]["instance_auroc"])
 
 
+def test_identity_says_that_a_share_has_no_effect(run):
+    ended, folder = run(sampler=("-p", "0.1", "identity"))
+    assert "sampler identity keeps every patch: -p 0.1 has no effect" in ended.err
+    assert yaml.safe_load((folder / "config.yaml").read_text())["sampler"] == {"name": "identity", "fraction": 1.0}
+
+
+@pytest.mark.parametrize("stage", ["patch_core", "sampler", "dataset"])
+def test_stages_show_their_help(shell, stage):
+    ended = shell(run_patchcore, stage, "--help")
+    assert ended.code == 0
+    assert f"RESULTS_PATH {stage}" in ended.out
+
+
+def test_usage_errors_are_one_line(run):
+    ended, _ = run(patch_core=(*RANDOM, "--patchsiz", "3"))
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_an_interruption_ends_with_130_and_keeps_what_is_finished(run, monkeypatch, tmp_path):
+    from patchcore import experiment
+
+    real = experiment._run_category
+
+    def interrupted(run, dataset, method, category, folder):
+        if category.name == "bracket_white":
+            raise KeyboardInterrupt
+        return real(run, dataset, method, category, folder)
+
+    monkeypatch.setattr(experiment, "_run_category", interrupted)
+    ended, folder = run(dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"))
+    assert ended.code == 130
+    assert "interrupted in bracket_white; finished: mpdd_metal_plate" in ended.err
+    assert "interrupted in bracket_white" in (folder / "run.log").read_text()
+    assert set(read_results(folder / "results.csv")) == {"mpdd_metal_plate", "Mean"}
+    ended, _ = run(run=("--log_project", "first"), dataset=(*SMALL, "-d", "bracket_white"))
+    assert ended.code == 130
+    assert not (tmp_path / "first").exists()
+
+
+def test_the_command_in_config_yaml_repeats_the_run(run, tmp_path):
+    _, folder = run(run=("--save_anomaly_scores",))
+    lines = (folder / "config.yaml").read_text().splitlines()
+    assert lines[0].startswith("command: ")
+    assert lines[1].startswith("run:")  # one line, to be pasted
+
+
 def test_debug_shows_the_traceback(run):
     ended, _ = run(run=("--debug",), dataset=(*SMALL, "-d", "nothing"))
     assert "Traceback" in ended.err

@@ -60,7 +60,9 @@ def session_run(parts, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     run = ("--save_patchcore_model", "--save_anomaly_scores", "--log_group", "stored")
     args = patchcore_args(root, parts, run=run, patch_core=RANDOM, dataset=(*SMALL, *BOTH))
-    run_patchcore.main([str(arg) for arg in args], standalone_mode=False)
+    with pytest.raises(SystemExit) as ended:
+        run_patchcore.main([str(arg) for arg in args])
+    assert ended.value.code == 0
     return root / "project" / "stored"
 
 

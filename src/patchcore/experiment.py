@@ -102,14 +102,18 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
         PatchCoreError: a category's folder is not as it must be, or the results folder cannot be written.
     """
     categories = [_scan(dataset, name, run.seed) for name in dataset.categories]
+    new = [path for path in (run.results_path / run.log_project, run.results_path) if not path.exists()]
     folder = results.create_run_folder(run.results_path, run.log_project, run.log_group)
     summary = Summary(folder)
-    with runtime.removed_unless(folder, lambda: bool(summary.rows)), _log_file(folder / "run.log"):
+    with runtime.removed_unless([folder, *new], lambda: bool(summary.rows)), _log_file(folder / "run.log"):
         content = {"command": command, "run": run, "dataset": dataset, **method.settings}
         results.write_yaml(folder / "config.yaml", to_plain({**content, "environment": runtime.environment()}))
         for category in categories:
             try:
                 row = _run_category(run, dataset, method, category, folder)
+            except KeyboardInterrupt:
+                log.error("interrupted in %s; finished: %s", category.name, ", ".join(summary.rows) or "none")
+                raise
             except Exception as error:  # whatever it is, it must not lose the other categories
                 log.debug("category %s failed", category.name, exc_info=True)
                 summary.failures[category.name] = describe(error)

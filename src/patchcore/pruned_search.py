@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,6 +41,22 @@ def principal_directions(centred: Tensor, number: int) -> Tensor:
     return basis
 
 
+def by_single_threads(function: Callable, items: Iterable, workers: int | None) -> list:
+    """`function` of each item, by so many workers (at most torch's threads, None: as many) with one torch thread each.
+
+    Threads that meet after every small operation, as torch's do, wait for each other far longer than they compute,
+    the more so on a busy machine. Meanwhile torch elsewhere in the process may get one thread, too.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            min(workers or threads, threads), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
 class PrunedSearch:
     """The k nearest rows by a lower bound from one narrow matrix product, and full distances where it leaves doubt.
 
@@ -55,9 +72,7 @@ class PrunedSearch:
     Args:
         bank: (K, D) float32 on the CPU, K >= 16, D >= 16.
         flat: exact search of the same bank, for few queries, many neighbours and data that cannot be pruned.
-        num_workers: threads of a search, at most torch's own number; None is that number. Each runs torch with one
-            thread: while a search lasts, torch elsewhere in the process may get one thread too. Building the search
-            uses torch's threads.
+        num_workers: threads of a search, see `by_single_threads`.
         dtype: of the matrix products, torch.bfloat16 or torch.float32; None chooses.
     """
 
@@ -72,6 +87,9 @@ class PrunedSearch:
     ) -> None:
         self._bank, self._flat, self._num_workers = bank, flat, num_workers
         self._dtype = dtype or (torch.bfloat16 if native_bfloat16() else torch.float32)
+        by_single_threads(self._prepare, [bank], 1)
+
+    def _prepare(self, bank: Tensor) -> None:
         dimension = bank.shape[1]
         directions = min(dimension // 4, MOST_DIRECTIONS)
         self._mean = bank.mean(dim=0)  # centred vectors are short, and errors grow with their length
@@ -115,20 +133,14 @@ class PrunedSearch:
         longest = queries.norm() + self._mean.norm() + self._radius  # at least |q| + |b| for all, nan with a nan
         if not (self._stretch * longest).square().isfinite():  # nothing can be proved with nan or overflow
             return self._flat(queries, k)
+        survivors = partial(self._survivors, k=k)
         probes = np.random.default_rng(0).choice(len(queries), PROBES, replace=False)
-        if len(self._survivors(queries[probes], k)[0]) > SURVIVORS * PROBES * len(self._bank):
+        [(_, kept)] = by_single_threads(survivors, [queries[probes]], 1)
+        if len(kept) > SURVIVORS * PROBES * len(self._bank):
             return self._flat(queries, k)
-
-        threads = torch.get_num_threads()
-        workers = min(self._num_workers or threads, threads)
-        block = min(max(BLOCK // len(self._rows), 64), max(math.ceil(len(queries) / workers), 64), 512)
-        try:
-            # Whole blocks to single-threaded workers: threads that meet after every small operation would wait
-            # for each other far longer than they compute, the more so on a busy machine.
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                found = list(pool.map(lambda part: self._survivors(part, k), queries.split(block)))
-        finally:
-            torch.set_num_threads(threads)
+        share = math.ceil(len(queries) / (self._num_workers or torch.get_num_threads()))
+        block = min(max(BLOCK // len(self._rows), 64), max(share, 64), 512)
+        found = by_single_threads(survivors, queries.split(block), self._num_workers)
         query = np.concatenate([i * block + pairs[0] for i, pairs in enumerate(found)])
         return self._nearest(queries, k, query, np.concatenate([pairs[1] for pairs in found]))
 

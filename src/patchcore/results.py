@@ -118,7 +118,7 @@ def write_scores(path: Path, predictions: Predictions, root: Path, rejected: NDA
 def write_yaml(path: Path, content: Any) -> None:
     """Write plain dicts, lists, strings and numbers as YAML, in their order."""
     with written_aside(path) as aside:
-        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=math.inf))
 
 
 def overlay_name(sample: Sample, normalised_score: float) -> str:

@@ -187,10 +187,16 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def removed_unless(folder: Path, wanted: Callable[[], bool]) -> Iterator[None]:
-    """Delete a folder at the end, also after an error, unless it turned out to be wanted."""
+def removed_unless(folders: Sequence[Path], wanted: Callable[[], bool]) -> Iterator[None]:
+    """Delete the first of some folders at the end, also after an error, unless it turned out to be wanted.
+
+    The others, its parents, go as well if that leaves them empty.
+    """
     try:
         yield
     finally:
         if not wanted():
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folders[0], ignore_errors=True)
+            with suppress(OSError):  # not empty: somebody else's
+                for parent in folders[1:]:
+                    parent.rmdir()

@@ -170,10 +170,15 @@ def layers_by_backbone(layers: tuple[str, ...], count: int) -> tuple[tuple[str, 
     default=0.1,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the training patches kept in the memory bank.",
+    help="Share of the training patches kept in the memory bank; identity keeps all.",
 )
-def sampler_stage(name: str, fraction: float) -> SamplerConfig:
+@click.pass_context
+def sampler_stage(ctx: click.Context, name: str, fraction: float) -> SamplerConfig:
     """Choose how the memory bank is thinned."""
+    if name == "identity":
+        if given(ctx, "fraction") and fraction < 1:
+            click.echo(f"sampler identity keeps every patch: -p {fraction:g} has no effect", err=True)
+        fraction = 1.0
     return checked(SamplerConfig, name=name, fraction=fraction)
 
 

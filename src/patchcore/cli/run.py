@@ -31,20 +31,32 @@ class OneLineErrors(click.Group):
     """A group that ends with one line and exit code 1 (2 for usage) instead of a traceback, unless `--debug`."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])
+        arguments = list(kwargs.pop("args", None) or (args[0] if args else None) or sys.argv[1:])
+        if arguments and arguments[0] in self.commands and {"-h", "--help"} & set(arguments):
+            arguments.insert(0, "RESULTS_PATH")  # the help of a stage needs no results folder
+        debug = "--debug" in arguments
         try:
-            return super().main(*args, **kwargs)
-        except KeyboardInterrupt:
+            code = super().main(arguments, *args[1:], **kwargs, standalone_mode=False)
+        except click.Abort:
             click.echo("interrupted", err=True)
-            sys.exit(130)
+            code = 130
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            hint = f" (see {context.command_path} --help)" if context else ""
+            click.echo(f"error: {_one_line(error.format_message())}{hint}", err=True)
+            code = error.exit_code
         except Exception as error:  # the last place where an error can still be told in one line
             if debug:
                 traceback.print_exc()
             known = isinstance(error, PatchCoreError)
-            text = " ".join(str(error).split())
             hint = "" if known or debug else " (--debug shows where)"
-            click.echo(f"error: {text if known else f'{type(error).__name__}: {text}'}{hint}", err=True)
-            sys.exit(1)
+            click.echo(f"error: {'' if known else f'{type(error).__name__}: '}{_one_line(str(error))}{hint}", err=True)
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def checked(make: type[Config], **settings: Any) -> Config:
@@ -195,7 +207,7 @@ def execute(run: RunConfig, dataset: DatasetConfig, method: Method) -> None:
     from patchcore.experiment import run_experiment
     from patchcore.results import table
 
-    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    command = shlex.join([sys.executable, *sys.argv])
     summary = run_experiment(run, dataset, method, command=command)
     if summary.rows:
         click.echo(table(summary.rows))
