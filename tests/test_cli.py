@@ -368,6 +368,13 @@ def test_stages_show_their_help(shell, stage):
     assert f"RESULTS_PATH {stage}" in ended.out
 
 
+def test_the_help_lists_the_backbones(shell):
+    from patchcore.backbones import BACKBONES
+
+    shown = " ".join(shell(run_patchcore, "patch_core", "--help").out.split())
+    assert all(name in shown.replace("- ", "-") for name in BACKBONES)
+
+
 def test_usage_errors_are_one_line(run):
     ended, _ = run(patch_core=(*RANDOM, "--patchsiz", "3"))
     assert ended.code == 2

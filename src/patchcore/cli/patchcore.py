@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from patchcore.backbones import BACKBONES
 from patchcore.cli.run import (
     OneLineErrors,
     check_categories,
@@ -80,7 +81,11 @@ weights_dir = click.option(
 )
 
 
-@click.command("patch_core")
+@click.command(
+    "patch_core",
+    epilog=f"Backbones: {', '.join(sorted(BACKBONES))}; any model of timm as timm/NAME. NAME.seed-N sets the seed of"
+    " random weights.",
+)
 @click.option(
     "--backbone_names",
     "-b",
