@@ -218,6 +218,11 @@ def _stored_files(folder: Path) -> tuple[str, list[str]]:
         missing = ", ".join(f"{prefix}{name}" for prefix in expected if prefix not in found)
         there = ", ".join(f"{prefix}{name}" for prefix in sorted(found))
         raise PatchCoreError(f"incomplete ensemble in {folder}: found {there}, missing {missing or 'the others'}")
+    if not folder.is_dir():
+        raise PatchCoreError(f"no folder {folder}: expected a stored PatchCore model there")
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if inside:
+        raise PatchCoreError(f"no PatchCore model in {folder} for this category: there is {', '.join(inside)}")
     raise PatchCoreError(
         f"no PatchCore model in {folder}: expected {INDEX_FILE} and {PARAMS_FILE}, or the original's"
         f" {legacy.PARAMS_FILE}"
