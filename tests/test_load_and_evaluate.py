@@ -266,11 +266,17 @@ def test_models_of_different_geometry_are_named(train, session_run, evaluate):
 
 
 def test_a_folder_without_a_model_is_named(evaluate, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "empty", tmp_path / "nowhere"):
+    empty, nowhere, others = (tmp_path / name for name in ("empty", "nowhere", "others"))
+    empty.mkdir()
+    (others / "mpdd_other").mkdir(parents=True)
+    for path, message in (
+        (empty, f"no PatchCore model in {empty}: expected nnscorer_search_index.faiss"),
+        (nowhere, f"no folder {nowhere}: expected a stored PatchCore model"),
+        (others, f"no PatchCore model in {others} for this category: there is mpdd_other"),
+    ):
         ended, folder = evaluate(path)
         assert ended.code == 1
-        assert f"no PatchCore model in {path}: expected nnscorer_search_index.faiss" in ended.err
+        assert message in ended.err
         assert folder is None
 
 
