@@ -104,7 +104,7 @@ class PrunedSearch:
         self._stretch = math.sqrt(1 + deviation) * (1 + dimension * FLOAT_ROUNDOFF)
         # V'x loses its share of |x| when x is rounded, when it is summed, and when it is rounded itself; 0.1 more
         # covers centring and products of errors. The score and the norms lose their share of squared lengths.
-        self._slack = 0.0
+        self._slack = 2.1 * ROUNDOFF + 2 * math.sqrt(directions) * dimension * FLOAT_ROUNDOFF
         self._squared_slack = 8 * (directions + 3) * FLOAT_ROUNDOFF
 
     def _reduce(self, centred: Tensor) -> Tensor:
