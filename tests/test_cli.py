@@ -73,6 +73,7 @@ def test_a_run_leaves_what_the_readme_names(run):
     assert folder.name == "all"
     assert {path.name for path in folder.iterdir()} == {
         "results.csv",
+        "defect_types.csv",
         "models",
         "segmentation_images",
         "anomaly_scores",
@@ -101,9 +102,40 @@ def test_a_run_leaves_what_the_readme_names(run):
     assert str(folder / "segmentation_images") in ended.out
 
 
+def test_every_kind_of_defect_has_its_row(run):
+    """A kind's image AUROC is that of its images against all good ones, which the scores give independently."""
+    from sklearn.metrics import roc_auc_score
+
+    _, folder = run(run=("--save_anomaly_scores",), dataset=(*PLATE, "--train_val_split", "0.5"))
+    entries = scores_of(folder)
+    with (folder / "defect_types.csv").open() as file:
+        rows = {row["defect_type"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {entry["defect_type"] for entry in entries} - {"good"}
+    for defect, row in rows.items():
+        compared = [entry for entry in entries if entry["defect_type"] in ("good", defect)]
+        expected = roc_auc_score([int(e["label"]) for e in compared], [float(e["raw_score"]) for e in compared])
+        assert row["Row Names"] == "mpdd_metal_plate"
+        assert int(row["images"]) == 2
+        assert float(row["instance_auroc"]) == pytest.approx(expected)
+        caught = [entry["rejected"] == "1" for entry in entries if entry["defect_type"] == defect]
+        assert float(row["defects_caught"]) == np.mean(caught)
+
+
+def test_the_test_set_is_told_by_names_and_sizes(run, own_parts):
+    def fingerprint():
+        return yaml.safe_load((run(data=own_parts)[1] / "config.yaml").read_text())["test_set"]["mpdd_metal_plate"]
+
+    before = fingerprint()
+    assert before["images"] == 11
+    assert fingerprint() == before
+    with (own_parts / "metal_plate" / "test" / "good" / "000.png").open("ab") as file:
+        file.write(b"\0")
+    assert fingerprint()["fingerprint"] != before["fingerprint"]
+
+
 def test_nothing_more_is_saved_than_asked_for(run):
     _, folder = run()
-    assert {path.name for path in folder.iterdir()} == {"results.csv", "config.yaml", "run.log"}
+    assert {path.name for path in folder.iterdir()} == {"results.csv", "defect_types.csv", "config.yaml", "run.log"}
 
 
 def test_without_cuda_one_line_says_so(run, monkeypatch):
@@ -181,6 +213,7 @@ def test_held_out_images_set_a_threshold(run):
     assert [entry["rejected"] == "1" for entry in entries] == [
         float(entry["raw_score"]) > threshold for entry in entries
     ]
+    assert [entry["decision_value"] for entry in entries] == [entry["raw_score"] for entry in entries]
     caught = [entry["rejected"] == "1" for entry in entries if entry["label"] == "1"]
     assert row_of(folder)["defects_caught"] == pytest.approx(np.mean(caught))
 

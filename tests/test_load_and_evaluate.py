@@ -141,6 +141,7 @@ def test_an_evaluation_leaves_what_a_run_leaves_but_models(session_run, evaluate
         "anomaly_scores",
         "config.yaml",
         "run.log",
+        "defect_types.csv",
     }
     assert len(list((evaluation / "segmentation_images" / "mpdd_metal_plate").iterdir())) == 11
     settings = yaml.safe_load((evaluation / "config.yaml").read_text())

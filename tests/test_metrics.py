@@ -5,9 +5,12 @@ from sklearn import metrics as sk
 from golden import GOLDEN, needs_golden
 from patchcore.metrics import (
     aupro,
+    auroc,
     f1_optimal_threshold,
     image_metrics,
+    image_pairs,
     pixel_metrics,
+    pixel_pairs,
     region_weights,
 )
 
@@ -136,3 +139,43 @@ def test_golden_metrics():
     assert result.auroc == pytest.approx(float(case["full_pixel_auroc"]), abs=1e-9)
     assert result.anomaly_auroc == pytest.approx(float(case["anomaly_pixel_auroc"]), abs=1e-9)
     assert f1_optimal_threshold(case["maps"], masks) == pytest.approx(float(case["optimal_threshold"]))
+
+
+def auroc_of(pairs):
+    return pairs.won.sum() / np.outer(pairs.positives, pairs.negatives).sum()
+
+
+def test_auroc_is_that_of_scikit_learn_and_undefined_without_a_class():
+    maps, masks, _ = tied_case(0)
+    assert auroc(maps, masks) == pytest.approx(sk.roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
+    assert np.isnan(auroc(maps[:1], masks[:1]))
+
+
+def test_pairs_of_images_by_hand():
+    scores, labels = np.array([1.0, 3.0, 2.0, 3.0]), np.array([False, True, True, False])
+    pairs = image_pairs(scores, labels)
+    np.testing.assert_array_equal(pairs.won, [[1, 0, 0, 0.5], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(pairs.negatives, [1, 0, 0, 1])
+    assert auroc_of(pairs) == image_metrics(scores, labels).auroc == 2.5 / 4
+
+
+def test_pairs_of_pixels_give_pixel_auroc_of_any_choice_of_images():
+    maps, masks, labels = (array.repeat(2, -1).repeat(2, -2) if array.ndim > 1 else array for array in tied_case(3))
+    pairs = pixel_pairs(maps, masks, labels, levels=4096)
+    assert auroc_of(pairs) == pytest.approx(pixel_metrics(maps, masks, labels).auroc, abs=1e-3)
+    chosen = [0, 2, 2, 4]  # image 2 twice, images 1 and 3 not at all
+    expected = sk.roc_auc_score(masks[chosen].ravel(), maps[chosen].ravel())
+    weights = np.bincount(chosen, minlength=len(maps))
+    won = weights[labels] @ pairs.won @ weights
+    assert won / (weights[labels] @ pairs.positives * (weights @ pairs.negatives)) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("levels", [16, 1024])
+def test_levels_bound_the_error_of_pairs_of_pixels(levels):
+    rng = np.random.default_rng(levels)
+    masks = np.zeros((4, 64, 64), dtype=bool)
+    masks[1:, 10:40, 10:40] = True
+    maps = (rng.normal(size=masks.shape) + masks).astype(np.float32)
+    labels = masks.any(axis=(1, 2))
+    exact = auroc(maps[:, ::2, ::2], masks[:, ::2, ::2])
+    assert auroc_of(pixel_pairs(maps, masks, labels, levels=levels)) == pytest.approx(exact, abs=0.5 / levels)

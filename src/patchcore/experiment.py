@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,7 +84,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Category:
-    """The images of one category, split."""
+    """The images of one category, split; `row` names it in the results."""
 
     name: str
     row: str
@@ -107,10 +108,12 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
     summary = Summary(folder)
     with runtime.removed_unless([folder, *new], lambda: bool(summary.rows)), _log_file(folder / "run.log"):
         content = {"command": command, "run": run, "dataset": dataset, **method.settings}
+        content["test_set"] = {category.row: _test_set(category, dataset.path) for category in categories}
         results.write_yaml(folder / "config.yaml", to_plain({**content, "environment": runtime.environment()}))
+        defect_types: list[dict[str, object]] = []
         for category in categories:
             try:
-                row = _run_category(run, dataset, method, category, folder)
+                row, by_defect_type = _run_category(run, dataset, method, category, folder)
             except KeyboardInterrupt:
                 log.error("interrupted in %s; finished: %s", category.name, ", ".join(summary.rows) or "none")
                 raise
@@ -119,6 +122,9 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
                 summary.failures[category.name] = describe(error)
                 log.error("%s: %s", category.name, summary.failures[category.name])
                 continue
+            if by_defect_type:
+                defect_types += by_defect_type
+                results.write_rows(folder / "defect_types.csv", defect_types)
             summary.rows[category.row] = row
             results.write_results(folder / "results.csv", summary.rows)
     return summary
@@ -136,10 +142,16 @@ def _scan(dataset: DatasetConfig, name: str, seed: int) -> _Category:
     return _Category(name=name, row=f"{dataset.name}_{name}", train=train, held_out=held_out, test=test)
 
 
+def _test_set(category: _Category, root: Path) -> dict[str, object]:
+    """What tells whether two runs were tested on the same images: their number, and a hash of their names and sizes."""
+    images = [f"{sample.path.relative_to(root).as_posix()} {sample.path.stat().st_size}" for sample in category.test]
+    return {"images": len(images), "fingerprint": hashlib.sha256("\n".join(images).encode()).hexdigest()[:12]}
+
+
 def _run_category(
     run: RunConfig, dataset: DatasetConfig, method: Method, category: _Category, folder: Path
-) -> dict[str, float]:
-    """Run one category and return its row of the results."""
+) -> tuple[dict[str, float], list[dict[str, object]]]:
+    """Run one category and return its row of the results, and its rows by defect type."""
     log.info(
         "%s: %d training, %d held-out, %d test images",
         category.name,
@@ -168,7 +180,7 @@ def _run_category(
         quality = _measure(predictions, category.name)
         if drawing is not None:
             drawing.result()
-    rejected = None
+    values, rejected = None, None
     if category.held_out:
         held_out, _ = loop.predict(detector, category.held_out, "held out", None)
         values, good_values = decision_values(output.raw_scores, held_out.raw_scores)
@@ -176,16 +188,20 @@ def _run_category(
         rejected = values > threshold
         quality |= {"threshold": threshold} | _operating_point(rejected, predictions.labels)
     if run.save_anomaly_scores:
-        _write_scores(
-            folder / "anomaly_scores", category, predictions, dataset.path, rejected, quality.get("threshold")
-        )
+        target = folder / "anomaly_scores"
+        results.write_scores(target / f"{category.row}.csv", predictions, dataset.path, values, rejected)
+        _write_histogram(target / f"{category.row}.png", category, predictions, quality.get("threshold"))
+        if predictions.masks is not None:
+            pairs = metrics.pixel_pairs(predictions.maps, predictions.masks, predictions.labels)
+            results.write_pixel_pairs(target / f"{category.row}_pixels.npz", pairs)
     if run.save_model and method.fits:
         costs["model_mib"] = _save(detector, folder / "models" / category.row)
     costs["peak_host_mib"] = runtime.peak_host_mib()
     costs["peak_gpu_mib"] = runtime.peak_gpu_mib(method.device)
     if method.fits:
         costs["train_images"] = len(category.train)
-    return quality | costs | {"test_images": len(category.test)}
+    row = quality | costs | {"test_images": len(category.test)}
+    return row, _measure_defect_types(category.row, predictions, rejected)
 
 
 class _Loop:
@@ -262,6 +278,31 @@ def _measure(predictions: Predictions, category: str) -> dict[str, float]:
     }
 
 
+def _measure_defect_types(
+    row: str, predictions: Predictions, rejected: NDArray[np.bool_] | None
+) -> list[dict[str, object]]:
+    """How each kind of defect is told from the good images, and its pixels from the normal ones around them."""
+    defects = np.array([sample.defect for sample in predictions.samples])
+    rows: list[dict[str, object]] = []
+    for defect in sorted(set(defects[predictions.labels])):
+        chosen = defects == defect
+        compared = chosen | ~predictions.labels
+        pixels = float("nan")
+        if predictions.masks is not None:
+            pixels = metrics.auroc(predictions.maps[chosen], predictions.masks[chosen])
+        rows.append(
+            {
+                results.ROW_NAMES: row,
+                "defect_type": defect,
+                "images": int(chosen.sum()),
+                "instance_auroc": metrics.auroc(predictions.scores[compared], predictions.labels[compared]),
+                "anomaly_pixel_auroc": pixels,
+                "defects_caught": float("nan") if rejected is None else float(rejected[chosen].mean()),
+            }
+        )
+    return rows
+
+
 def _operating_point(rejected: NDArray[np.bool_] | None, labels: NDArray[np.bool_]) -> dict[str, float]:
     """What the threshold from held-out good images catches of the defective and rejects of the good test images."""
     if rejected is None:
@@ -280,21 +321,13 @@ def _save(detector: Detector, folder: Path) -> float:
         return sum(path.stat().st_size for path in aside.iterdir()) / 2**20
 
 
-def _write_scores(
-    folder: Path,
-    category: _Category,
-    predictions: Predictions,
-    root: Path,
-    rejected: NDArray[np.bool_] | None,
-    threshold: float | None,
-) -> None:
-    """Write the scores of a category as a table and as a picture of their distribution."""
-    results.write_scores(folder / f"{category.row}.csv", predictions, root, rejected)
+def _write_histogram(path: Path, category: _Category, predictions: Predictions, threshold: float | None) -> None:
+    """Write a picture of how the scores of a category are distributed."""
     single = len(predictions.raw_scores) == 1  # the threshold of an ensemble is in units of its own
     histogram = visualize.score_histogram(
         predictions.scores, predictions.labels, threshold if single else None, title=f"{category.name}: image scores"
     )
-    with runtime.written_aside(folder / f"{category.row}.png") as aside:
+    with runtime.written_aside(path) as aside:
         histogram.save(aside, "PNG")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from patchcore.metrics import RankedPairs
 from patchcore.runtime import written_aside
 from patchcore.scoring import min_max_normalise
 from patchcore.types import PatchCoreError, Predictions, Sample
@@ -93,13 +95,19 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def write_scores(path: Path, predictions: Predictions, root: Path, rejected: NDArray[np.bool_] | None) -> None:
+def write_scores(
+    path: Path,
+    predictions: Predictions,
+    root: Path,
+    values: NDArray[np.float64] | None,
+    rejected: NDArray[np.bool_] | None,
+) -> None:
     """Write the scores of every image of a category.
 
     Columns: path (relative to `root`), defect type, label, raw score (of an ensemble: the mean of its members'),
-    normalised score (min-max over this test set; of an ensemble: the mean of its members' so normalised), whether the
-    image is `rejected`, that is above the threshold from held-out good images (empty without one), then what the
-    method adds.
+    normalised score (min-max over this test set; of an ensemble: the mean of its members' so normalised), the decision
+    `values` that the threshold from held-out good images cuts and whether the image is `rejected`, that is above it
+    (both empty without a threshold), then what the method adds.
     """
     raw = predictions.raw_scores.mean(axis=0)
     normalised = min_max_normalise(predictions.scores)
@@ -108,11 +116,40 @@ def write_scores(path: Path, predictions: Predictions, root: Path, rejected: NDA
         extra = {f"raw_score_{i}": scores for i, scores in enumerate(predictions.raw_scores)} | extra
     with written_aside(path) as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "defect_type", "label", "raw_score", "normalised_score", "rejected", *extra])
+        writer.writerow(
+            ["path", "defect_type", "label", "raw_score", "normalised_score", "decision_value", "rejected", *extra]
+        )
         for i, sample in enumerate(predictions.samples):
             row = [sample.path.relative_to(root).as_posix(), sample.defect, int(predictions.labels[i])]
-            verdict = "" if rejected is None else int(rejected[i])
-            writer.writerow([*row, raw[i], normalised[i], verdict, *(column[i] for column in extra.values())])
+            verdict = ("", "") if values is None or rejected is None else (values[i], int(rejected[i]))
+            writer.writerow([*row, raw[i], normalised[i], *verdict, *(column[i] for column in extra.values())])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a table of one or more rows that share their columns."""
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_pixel_pairs(path: Path, pairs: RankedPairs) -> None:
+    """Write the pairs of pixels as arrays `won`, `positives` and `negatives`."""
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, **{name: array.astype(np.float32) for name, array in vars(pairs).items()})
+
+
+def read_pixel_pairs(path: Path) -> RankedPairs:
+    """Read what `write_pixel_pairs` wrote; arrays of numbers only.
+
+    Raises:
+        PatchCoreError: the file is damaged or not such a file; it is named.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return RankedPairs(**{name: arrays[name].astype(np.float64) for name in RankedPairs.__dataclass_fields__})
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise PatchCoreError(f"{path}: damaged pixel pairs: {error}") from error
 
 
 def write_yaml(path: Path, content: Any) -> None:
