@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LITE0 := -b efficientnet_lite0 -le blocks.2 -le blocks.4
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,11 @@ test: install lint
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# DATAPATH=FOLDER takes the images of a data set with the category metal_plate instead of drawn ones.
+bench: install
+	$(BIN)/python -m pip install --quiet --editable '.[offline,bench]'
+	$(BIN)/python -m benchmarks $(if $(DATAPATH),--data '$(DATAPATH)') --output docs/performance.md
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,0 +1,139 @@
+"""What the stages work on: images, their patch embeddings, and coresets of them, each made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchcore.config import PatchCoreConfig
+from patchcore.datasets.folder import Geometry, load_image, scan_category
+from patchcore.datasets.synthetic import render
+from patchcore.patchcore import PatchEmbedder, load_embedders
+from patchcore.runtime import StageTimer
+from patchcore.sampler import approx_initial_distances, greedy_order, project
+
+GEOMETRY = Geometry(resize=256, imagesize=224)
+GRID = 28 * 28  # patches of an image at that size
+FRACTION = 0.1
+BATCH = 8
+CATEGORY = "metal_plate"
+VIEWS = 8  # of the square's symmetry group
+LITE0 = PatchCoreConfig(backbones=("efficientnet_lite0",), layers=(("blocks.2", "blocks.4"),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run of the benchmarks is told.
+
+    Attributes:
+        sizes: numbers of training images, ascending.
+        data: folder of a data set in MPDD's layout that holds `CATEGORY`; None draws images.
+        scratch: a folder for whatever is written.
+        whole_reference: pick one by one to the end, however long it takes.
+    """
+
+    device: torch.device
+    sizes: tuple[int, ...]
+    repeats: int
+    quick: bool
+    scratch: Path
+    data: Path | None = None
+    whole_reference: bool = False
+
+
+class Inputs:
+    """Real patch embeddings in the sizes asked for: random numbers would not tell what a bound can prune.
+
+    Where a data set has fewer images than asked for, they come again turned and mirrored, as the embedding of a
+    turned part differs from that of the part.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._coresets: dict[int, Tensor] = {}
+
+    @property
+    def source(self) -> str:
+        """Where the images come from, for the report."""
+        if self.settings.data is None:
+            return "drawn metal plates"
+        most = max(self.settings.sizes)
+        turned = f", turned and mirrored to make {most}" if most > len(self._samples[0]) else ""
+        return f"{len(self._samples[0])} training images of {CATEGORY}{turned}"
+
+    @cached_property
+    def _samples(self) -> tuple[list, list]:
+        return scan_category(self.settings.data, CATEGORY)
+
+    def images(self, count: int, *, test: bool = False) -> Tensor:
+        """(count, 3, 224, 224) uint8 images of good parts, or with `test` of good and faulty ones."""
+        if self.settings.data is None:
+            folders = ("test/good", "test/scratches") if test else ("train/good",)
+            pictures = [render(CATEGORY, folders[i % len(folders)], i // len(folders)).image for i in range(count)]
+            images = [torch.from_numpy(picture)[16:240, 16:240].permute(2, 0, 1) for picture in pictures]
+            return torch.stack(images)
+        samples = self._samples[test]
+        step = max(1, len(samples) // count)  # of the test images all kinds
+        views: list[Tensor] = []
+        files = [GEOMETRY.image(load_image(sample.path)) for sample in samples[::step][:count]]
+        for index in range(count):
+            view, file = divmod(index, len(files))
+            if view >= VIEWS:
+                raise ValueError(f"{len(files)} images give {VIEWS * len(files)} views, {count} were asked for")
+            turned = torch.rot90(files[file], view % 4, (1, 2))
+            views.append(turned.flip(2) if view >= 4 else turned)
+        return torch.stack(views)
+
+    @cached_property
+    def embedder(self) -> PatchEmbedder:
+        """EfficientNet-Lite0 with its ImageNet weights, which need no download."""
+        return load_embedders(LITE0, GEOMETRY.imagesize, [self.settings.device])[0]
+
+    def _embed(self, images: Tensor) -> Tensor:
+        timer = StageTimer(self.settings.device)
+        out: Tensor | None = None
+        for start in range(0, len(images), BATCH):
+            patches = self.embedder(images[start : start + BATCH], timer).flatten(0, 2)
+            if out is None:
+                out = patches.new_empty(len(images) * GRID, patches.shape[1])
+            out[start * GRID : start * GRID + len(patches)] = patches
+        assert out is not None
+        return out
+
+    @cached_property
+    def _embeddings(self) -> Tensor:
+        return self._embed(self.images(max(self.settings.sizes)))
+
+    @cached_property
+    def _points(self) -> Tensor:
+        return project(self._embeddings, torch.Generator().manual_seed(0))
+
+    def embeddings(self, count: int) -> Tensor:
+        """(count * 784, 1024) float32 patch embeddings of the first `count` training images."""
+        return self._embeddings[: count * GRID]
+
+    def points(self, count: int) -> Tensor:
+        """(count * 784, 128) float32, projected as for the coreset."""
+        return self._points[: count * GRID]
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """(Q, 1024) float32 patch embeddings of a batch of test images."""
+        return self._embed(self.images(2 if self.settings.quick else BATCH, test=True))
+
+    def start(self, count: int) -> Tensor:
+        """(N,) distances that the coreset of the first `count` images starts from."""
+        points = self.points(count)
+        starts = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:10]
+        return approx_initial_distances(points, starts)
+
+    def bank(self, count: int) -> Tensor:
+        """(N / 10, 1024) float32: the coreset of the first `count` images' patches."""
+        if count not in self._coresets:
+            picks = int(FRACTION * count * GRID)
+            self._coresets[count] = greedy_order(self.points(count), self.start(count), picks)
+        return self.embeddings(count)[self._coresets[count].to(self.settings.device)]
