@@ -27,13 +27,11 @@ log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 
-class OneLineErrors(click.Group):
-    """A group that ends with one line and exit code 1 (2 for usage) instead of a traceback, unless `--debug`."""
+class OneLineCommand(click.Command):
+    """A command that ends with one line and exit code 1 (2 for usage) instead of a traceback, unless `--debug`."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         arguments = list(kwargs.pop("args", None) or (args[0] if args else None) or sys.argv[1:])
-        if arguments and arguments[0] in self.commands and {"-h", "--help"} & set(arguments):
-            arguments.insert(0, "RESULTS_PATH")  # the help of a stage needs no results folder
         debug = "--debug" in arguments
         try:
             code = super().main(arguments, *args[1:], **kwargs, standalone_mode=False)
@@ -53,6 +51,15 @@ class OneLineErrors(click.Group):
             click.echo(f"error: {'' if known else f'{type(error).__name__}: '}{_one_line(str(error))}{hint}", err=True)
             code = 1
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class OneLineErrors(OneLineCommand, click.Group):
+    """A group of stages that ends like a `OneLineCommand`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands and {"-h", "--help"} & set(args):
+            args.insert(0, "RESULTS_PATH")  # the help of a stage needs no results folder
+        return super().parse_args(ctx, args)
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,37 @@
+"""The comparison of finished runs from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from patchcore.cli.run import OneLineCommand
+
+
+@click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("results_path", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    default=Path("report"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for report.html, report.md and tables/*.csv; an earlier report there is replaced.",
+)
+@click.option(
+    "--reference",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Published results to show beside the measured ones, such as configs/published_mpdd.json.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def compare_results(results_path: Path, output: Path, reference: Path | None, debug: bool) -> None:
+    """Compare all finished runs below RESULTS_PATH: tables, costs, plots and recommendations.
+
+    Runs that differ in nothing but their seed are pooled; runs on different test images are kept apart.
+    """
+    from patchcore.comparison.report import make_report, terminal, write_report
+
+    report = make_report(results_path, reference)
+    write_report(report, output)
+    click.echo(terminal(report))
+    click.echo(f"\nreport: {output / 'report.html'}")

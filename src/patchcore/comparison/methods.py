@@ -1,0 +1,105 @@
+"""What a run's `config.yaml` says of its method: a key that seeds of one configuration share, and a name to read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from patchcore.types import PatchCoreError
+
+METHODS = {"patch_core": "PatchCore", "fastflow": "FastFlow"}  # the stage that stands in config.yaml -> name
+# Where and how fast a method computes, not what.
+_TECHNICAL = ("faiss_on_gpu", "faiss_num_workers", "weights_dir")
+_SAMPLERS = {"approx_greedy_coreset": "{:g} %", "greedy_coreset": "greedy {:g} %", "random": "random {:g} %"}
+_GEOMETRY_AND_TRAINING = ("resize", "imagesize", "train_val_split", "augment")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method with its settings; runs that agree in it are seeds of one another.
+
+    Attributes:
+        method: such as "PatchCore".
+        settings: all settings that decide what is computed, as JSON by name.
+        stored: whether the run evaluated stored models rather than trained.
+    """
+
+    method: str
+    settings: tuple[tuple[str, str], ...]
+    stored: bool = False
+
+    @property
+    def short_name(self) -> str:
+        """Backbones, image size, share of the bank: mostly enough to tell methods apart."""
+        settings = {name: json.loads(value) for name, value in self.settings}
+        backbones = Counter(settings.get("backbones") or [settings["backbone"]])
+        networks = " + ".join(name if times == 1 else f"{times} × {name}" for name, times in backbones.items())
+        parts = [f"{self.method} {networks}", f"{settings['imagesize']} px"]
+        if "sampler" in settings:
+            parts.append(_SAMPLERS.get(settings["sampler"], "all patches").format(100 * settings["fraction"]))
+        if settings.get("weights", "pretrained") != "pretrained":
+            parts.append(f"{settings['weights']} weights")
+        if self.stored:
+            parts.append("stored")
+        return ", ".join(parts)
+
+
+def configuration(config: Mapping[str, Any]) -> Configuration:
+    """The configuration of a run, from its `config.yaml`.
+
+    Raises:
+        PatchCoreError: no known method stands there, or an evaluation's models differ in their configuration.
+    """
+    dataset = {name: config["dataset"][name] for name in _GEOMETRY_AND_TRAINING}
+    for stage, method in METHODS.items():
+        if stage in config:
+            return _make(method, config[stage], config.get("sampler"), dataset, stored=False)
+        if f"{stage}_loader" in config:
+            found = {
+                _make(method, model["config"], model.get("sampler"), dataset, stored=True)
+                for model in config["models"].values()
+            }
+            if len(found) != 1:
+                raise PatchCoreError("an evaluation of stored models of different configurations, which is no method")
+            return found.pop()
+    raise PatchCoreError(f"config.yaml names no known method: expected one of {', '.join(METHODS)}, or its loader")
+
+
+def _make(
+    method: str,
+    stage: Mapping[str, Any],
+    sampler: Mapping[str, Any] | None,
+    dataset: Mapping[str, Any],
+    *,
+    stored: bool,
+) -> Configuration:
+    settings = {name: value for name, value in stage.items() if name not in _TECHNICAL} | dict(dataset)
+    if sampler:
+        settings |= {"sampler": sampler["name"], "fraction": sampler["fraction"]}
+    return Configuration(method, tuple((name, json.dumps(value)) for name, value in sorted(settings.items())), stored)
+
+
+def origin(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """What makes a run one of its own among those of its configuration: its seed, or the stored models it loaded."""
+    if "models" in config:
+        return tuple(model["folder"] for model in config["models"].values())
+    return (config["run"]["seed"],)
+
+
+def names_of(configurations: Iterable[Configuration]) -> dict[Configuration, str]:
+    """A name for each configuration; where short names agree, the settings that differ are added."""
+    alike: dict[str, list[Configuration]] = {}
+    for one in configurations:
+        alike.setdefault(one.short_name, []).append(one)
+    names = {}
+    for short, group in alike.items():
+        values = [dict(one.settings) for one in group]
+        keys = sorted(set().union(*values))
+        differing = [key for key in keys if len({settings.get(key) for settings in values}) > 1]
+        for one, settings in zip(group, values, strict=True):
+            added = [f"{key}={settings[key]}".replace('"', "") for key in differing if key in settings]
+            names[one] = ", ".join([short, *added])
+    return names

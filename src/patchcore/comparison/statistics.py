@@ -1,0 +1,180 @@
+"""Which method is better, as far as the test images can tell: a paired bootstrap of AUROC over images.
+
+All methods of a study are scored on the same resampled test images, so that what an easy or hard image does to all of
+them cancels in their difference. Good and defective images are drawn separately, each as often as there are such
+images; seeds are drawn as well. A difference is clear if its interval leaves out 0 and the two figures also differ as
+printed. The intervals of a line hold jointly with 95 % (Bonferroni over the rivals of the best).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchcore.comparison.runs import Run
+from patchcore.comparison.study import Figure, Row, Study
+from patchcore.metrics import RankedPairs, image_pairs
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+DECIMALS = 3  # of every AUROC in the tables, as in the study
+AUROCS = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc")
+
+Samples = dict[str, NDArray[np.float64]]  # method name -> (RESAMPLES,) AUROCs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much `first` exceeds `second`, with the interval of the bootstrap."""
+
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+    clear: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who leads a line of a table.
+
+    Attributes:
+        kind: "best" if one method is clearly ahead of all others, "tie" if the figures of the leaders print the
+            same, "unclear" if the data do not tell them apart, "alone" with fewer than two methods.
+        leaders: the one with the highest figure, then those that are not clearly behind it.
+    """
+
+    kind: str
+    leaders: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a table of AUROCs, judged."""
+
+    row: Row | None
+    figures: dict[str, Figure]
+    verdict: Verdict
+    differences: tuple[Difference, ...]
+
+
+def judge(study: Study, metric: str, *, seed: int = 0) -> list[Line]:
+    """Judge every line of a study by one of `AUROCS`."""
+    samples = _bootstrap(study, metric, np.random.default_rng(seed))
+    lines = []
+    for row in study.lines:
+        figures = study.figures(row, metric)
+        lines.append(
+            Line(
+                row=row,
+                figures=figures,
+                verdict=verdict(figures, samples[row]),
+                differences=tuple(
+                    found
+                    for first, second in itertools.combinations(ranked(figures), 2)
+                    if (found := difference(first, second, figures, samples[row])) is not None
+                ),
+            )
+        )
+    return lines
+
+
+def ranked(figures: Mapping[str, Figure]) -> list[str]:
+    """The methods that have a figure, the highest first."""
+    known = [name for name, figure in figures.items() if not math.isnan(figure.mean)]
+    return sorted(known, key=lambda name: -figures[name].mean)
+
+
+def difference(
+    first: str, second: str, figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]
+) -> Difference | None:
+    """Compare two methods; None where the runs of one kept no scores to resample."""
+    if first not in samples or second not in samples:
+        return None
+    rivals = max(1, len(ranked(figures)) - 1)
+    tail = (1 - CONFIDENCE) / rivals / 2
+    low, high = np.quantile(samples[first] - samples[second], [tail, 1 - tail])
+    tied = _printed(figures[first]) == _printed(figures[second])
+    value = figures[first].mean - figures[second].mean
+    return Difference(first, second, value, float(low), float(high), not tied and not low <= 0 <= high)
+
+
+def verdict(figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]) -> Verdict:
+    """Say who leads; a rival that cannot be compared with the best for want of scores counts as not clearly behind."""
+    order = ranked(figures)
+    if len(order) < 2:
+        return Verdict("alone", tuple(order))
+    best, *rivals = order
+    compared = {rival: difference(best, rival, figures, samples) for rival in rivals}
+    level = [rival for rival, found in compared.items() if found is None or not found.clear]
+    if not level:
+        return Verdict("best", (best,))
+    tied = all(_printed(figures[rival]) == _printed(figures[best]) for rival in level)
+    return Verdict("tie" if tied else "unclear", (best, *level))
+
+
+def _printed(figure: Figure) -> str:
+    return f"{figure.mean:.{DECIMALS}f}"
+
+
+def _bootstrap(study: Study, metric: str, generator: np.random.Generator) -> dict[Row | None, Samples]:
+    """AUROCs of every method on the same resampled images, by line; only methods all of whose runs kept scores."""
+    samples: dict[Row | None, Samples] = {}
+    for row in study.rows:
+        samples[row] = {}
+        weights = None
+        for method in study.methods:
+            runs = method.runs_of(row)
+            if not runs or not all(_has_pairs(run, row, metric) for run in runs):
+                continue
+            labels = runs[0].scores[row.name].labels
+            if weights is None:
+                weights = draw(labels, generator)
+            per_seed = np.stack([resampled(_pairs(run, row, metric), labels, weights) for run in runs])
+            drawn = generator.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=RESAMPLES)
+            samples[row][method.name] = (per_seed.T * drawn).sum(axis=1) / len(runs)
+    everywhere = set.intersection(*(set(samples[row]) for row in study.rows))
+    samples[None] = {name: np.mean([samples[row][name] for row in study.rows], axis=0) for name in everywhere}
+    return samples
+
+
+def _has_pairs(run: Run, row: Row, metric: str) -> bool:
+    scores = run.scores.get(row.name)
+    if scores is None or scores.labels.all() or not scores.labels.any():
+        return False
+    return metric == "instance_auroc" or row.name in run.pixel_pairs
+
+
+def _pairs(run: Run, row: Row, metric: str) -> RankedPairs:
+    """What an AUROC ranks; of `anomaly_pixel_auroc` only the pixels of defective images."""
+    scores = run.scores[row.name]
+    if metric == "instance_auroc":
+        return image_pairs(scores.scores, scores.labels)
+    pairs = run.pixel_pairs[row.name]
+    if metric == "full_pixel_auroc":
+        return pairs
+    return RankedPairs(
+        won=pairs.won * scores.labels, positives=pairs.positives, negatives=pairs.negatives * scores.labels
+    )
+
+
+def draw(labels: NDArray[np.bool_], generator: np.random.Generator) -> NDArray[np.float64]:
+    """(RESAMPLES, N) how often each image is drawn, good and defective ones each as often as there are such images."""
+    weights = np.empty((RESAMPLES, len(labels)))
+    for chosen in (labels, ~labels):
+        n = np.count_nonzero(chosen)
+        weights[:, chosen] = generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    return weights
+
+
+def resampled(pairs: RankedPairs, labels: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B,) AUROC with every image counted as often as the (B, N) weights say."""
+    defective = weights[:, labels]  # (B, D)
+    won = np.einsum("bn,bn->b", defective @ pairs.won, weights)
+    return won / ((defective @ pairs.positives) * (weights @ pairs.negatives))
