@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from benchmarks.inputs import Settings
 
 # In the order in which they run; each is a module with `run(inputs) -> Report`.
-STAGES = ("embedding", "coreset", "search", "metrics", "overlays", "maps")
+STAGES = ("embedding", "coreset", "search", "metrics", "overlays", "maps", "latency", "jobs", "startup", "methods")
 SIZES, QUICK_SIZES = (54, 150, 289), (2, 4)
 
 
@@ -87,7 +87,7 @@ def measure(stages: tuple[str, ...], settings: Settings, output: Path | None) ->
     from benchmarks.measure import Report
 
     floors = measure_floors(settings.device, quick=settings.quick)
-    inputs = Inputs(settings)
+    inputs = Inputs(settings, floors)
     report = Report()
     for stage in STAGES:
         if stage not in stages:

@@ -62,11 +62,13 @@ def run(inputs: Inputs) -> Report:
     """Compare on random maps of the networks' shapes; what is in them does not change the cost."""
     settings = inputs.settings
     device = settings.device
+    memory_format = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     report = Report()
     for name, channels, grids, patchsize, images in QUICK if settings.quick else CASES:
         generator = torch.Generator().manual_seed(0)
         maps = [
-            torch.randn(images, count, grid, grid, generator=generator).to(device)
+            # As they come from the backbone: the extractor's networks run with channels last on the CPU.
+            torch.randn(images, count, grid, grid, generator=generator).to(device, memory_format=memory_format)
             for count, grid in zip(channels, grids, strict=True)
         ]
         module = PatchEmbedding(channels, patchsize=patchsize, pretrain_dimension=PRETRAIN, target_dimension=TARGET).to(

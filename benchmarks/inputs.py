@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.machine import Floors
 from patchcore.config import PatchCoreConfig
 from patchcore.datasets.folder import Geometry, load_image, scan_category
-from patchcore.datasets.synthetic import render
+from patchcore.datasets.synthetic import generate, render
 from patchcore.patchcore import PatchEmbedder, load_embedders
 from patchcore.runtime import StageTimer
 from patchcore.sampler import approx_initial_distances, greedy_order, project
@@ -52,8 +53,9 @@ class Inputs:
     turned part differs from that of the part.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, floors: Floors) -> None:
         self.settings = settings
+        self.floors = floors
         self._coresets: dict[int, Tensor] = {}
 
     @property
@@ -64,6 +66,18 @@ class Inputs:
         most = max(self.settings.sizes)
         turned = f", turned and mirrored to make {most}" if most > len(self._samples[0]) else ""
         return f"{len(self._samples[0])} training images of {CATEGORY}{turned}"
+
+    @cached_property
+    def data_folder(self) -> Path:
+        """A data set with as many images as MPDD's metal_plate, of 512 x 512: the one given, or a drawn one."""
+        if self.settings.data is not None:
+            return self.settings.data
+        folder = self.settings.scratch / "drawn"
+        counts = {"num_train": 54, "num_test_good": 25, "num_per_defect": 18}
+        if self.settings.quick:
+            counts = {"num_train": 2, "num_test_good": 2, "num_per_defect": 1}
+        generate(folder, categories=[CATEGORY], size=256 if self.settings.quick else 512, **counts)
+        return folder
 
     @cached_property
     def _samples(self) -> tuple[list, list]:

