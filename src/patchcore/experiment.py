@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +29,16 @@ from patchcore.datasets.folder import (
     scan_category,
     split_train,
 )
-from patchcore.scoring import decision_values, min_max_normalise, threshold_from_good
+from patchcore.scoring import Verdict, judge, min_max_normalise
 from patchcore.types import Output, PatchCoreError, Predictions, Sample
 
 log = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+TRAINING = "training"  # folder of what trainings record
+
+# Settings that a resumed run may have other values of.
+_MAY_DIFFER = {"gpu", "resume", "results_path", "num_workers", "weights_dir", "checkpoint_seconds", "faiss_num_workers"}
 
 
 class Detector(Protocol):
@@ -43,8 +50,12 @@ class Detector(Protocol):
         num_images: int,
         generator: torch.Generator,
         timer: runtime.StageTimer,
+        folder: Path,
     ) -> Any:
-        """Learn from good images, (B, 3, H, W) uint8 batches of `num_images` in all."""
+        """Learn from good images, (B, 3, H, W) uint8 batches of `num_images` in all.
+
+        `folder`, which need not exist, is for a record of the training and for what is needed to go on with it.
+        """
 
     def predict(self, batches: Iterable[Tensor], timer: runtime.StageTimer) -> Output:
         """Score images, (B, 3, H, W) uint8 batches."""
@@ -97,22 +108,39 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
     """Run a method on every category and write what the run leaves.
 
     All categories are looked at before anything is written. A category that fails is named and leaves the others
-    alone; a run in which none succeeds leaves nothing.
+    alone; a run in which none succeeds and none can be resumed leaves nothing.
 
     Raises:
-        PatchCoreError: a category's folder is not as it must be, or the results folder cannot be written.
+        PatchCoreError: a category's folder is not as it must be, the results folder cannot be written, or the run to
+            resume had other settings.
     """
     categories = [_scan(dataset, name, run.seed) for name in dataset.categories]
+    content = {"command": command, "run": run, "dataset": dataset, **method.settings}
+    content["test_set"] = {category.row: _test_set(category, dataset.path) for category in categories}
+    content = to_plain({**content, "environment": runtime.environment()})
     new = [path for path in (run.results_path / run.log_project, run.results_path) if not path.exists()]
-    folder = results.create_run_folder(run.results_path, run.log_project, run.log_group)
-    summary = Summary(folder)
-    with runtime.removed_unless([folder, *new], lambda: bool(summary.rows)), _log_file(folder / "run.log"):
-        content = {"command": command, "run": run, "dataset": dataset, **method.settings}
-        content["test_set"] = {category.row: _test_set(category, dataset.path) for category in categories}
-        results.write_yaml(folder / "config.yaml", to_plain({**content, "environment": runtime.environment()}))
-        defect_types: list[dict[str, object]] = []
+    folder = results.newest_run_folder(run.results_path, run.log_project, run.log_group) if run.resume else None
+    if folder:
+        check_resumable(folder, content)
+        summary = Summary(folder, results.finished_rows(folder))
+        defect_types = results.read_rows(folder / "defect_types.csv") if summary.rows else []
+    else:
+        folder = results.create_run_folder(run.results_path, run.log_project, run.log_group)
+        summary, defect_types = Summary(folder), []
+
+    def worth_keeping() -> bool:
+        return bool(summary.rows) or (folder / TRAINING).exists()
+
+    with runtime.removed_unless([folder, *new], worth_keeping), _log_file(folder / "run.log"):
+        if not (folder / CONFIG).exists():
+            results.write_yaml(folder / CONFIG, content)
         for category in categories:
+            if category.row in summary.rows:
+                log.info("%s: finished before, skipped", category.name)
+                continue
             try:
+                for leftover in _category_outputs(folder, category):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 row, by_defect_type = _run_category(run, dataset, method, category, folder)
             except KeyboardInterrupt:
                 log.error("interrupted in %s; finished: %s", category.name, ", ".join(summary.rows) or "none")
@@ -123,7 +151,8 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
                 log.error("%s: %s", category.name, summary.failures[category.name])
                 continue
             if by_defect_type:
-                defect_types += by_defect_type
+                rows_of_others = [other for other in defect_types if other[results.ROW_NAMES] != category.row]
+                defect_types = rows_of_others + by_defect_type
                 results.write_rows(folder / "defect_types.csv", defect_types)
             summary.rows[category.row] = row
             results.write_results(folder / "results.csv", summary.rows)
@@ -134,6 +163,34 @@ def describe(error: BaseException) -> str:
     """An error in one line: its own words if it is ours, with its type if it is not."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PatchCoreError) else f"{type(error).__name__}: {text}"
+
+
+def check_resumable(folder: Path, content: dict[str, Any]) -> None:
+    """See that a run folder was begun with the settings of `content`, those aside that change no result.
+
+    Raises:
+        PatchCoreError: its settings cannot be read, or differ; the first that does is named.
+    """
+    begun = results.read_yaml(folder / CONFIG)
+    for section in [*begun, *(name for name in content if name not in begun)]:
+        if section in ("command", "environment"):
+            continue
+        old, now = begun.get(section), content.get(section)
+        if not (isinstance(old, dict) and isinstance(now, dict)):
+            old, now, names = {"": old}, {"": now}, [""]
+        else:
+            names = [name for name in {**old, **now} if name not in _MAY_DIFFER]
+        for name in names:
+            if old.get(name) != now.get(name):
+                raise PatchCoreError(
+                    f"--resume: {folder} was begun with {section} {name} {old.get(name)!r}, now it is"
+                    f" {now.get(name)!r}: repeat the settings, or leave --resume out to start a new run"
+                )
+
+
+def _category_outputs(folder: Path, category: _Category) -> list[Path]:
+    """Folders that an interrupted run may have left of a category."""
+    return [folder / kind / category.row for kind in ("models", "segmentation_images")]
 
 
 def _scan(dataset: DatasetConfig, name: str, seed: int) -> _Category:
@@ -162,7 +219,7 @@ def _run_category(
     runtime.reset_peak_gpu(method.device)
     loop = _Loop(dataset, category, method.device)
     detector = method.detector(category.name)
-    costs = loop.fit(detector, run.seed) if method.fits else {}
+    costs = loop.fit(detector, run.seed, folder / TRAINING / category.row) if method.fits else {}
     pictures: list[NDArray[np.uint8]] | None = [] if run.save_segmentation_images else None
     output, prediction_costs = loop.predict(detector, category.test, "testing", pictures)
     costs |= prediction_costs | detector.costs()
@@ -180,16 +237,14 @@ def _run_category(
         quality = _measure(predictions, category.name)
         if drawing is not None:
             drawing.result()
-    values, rejected = None, None
+    verdict = None
     if category.held_out:
         held_out, _ = loop.predict(detector, category.held_out, "held out", None)
-        values, good_values = decision_values(output.raw_scores, held_out.raw_scores)
-        threshold = threshold_from_good(good_values)
-        rejected = values > threshold
-        quality |= {"threshold": threshold} | _operating_point(rejected, predictions.labels)
+        verdict = judge(output.raw_scores, held_out.raw_scores)
+        quality |= {"threshold": verdict.threshold} | _operating_point(verdict.rejected, predictions.labels)
     if run.save_anomaly_scores:
         target = folder / "anomaly_scores"
-        results.write_scores(target / f"{category.row}.csv", predictions, dataset.path, values, rejected)
+        results.write_scores(target / f"{category.row}.csv", predictions, dataset.path, verdict)
         _write_histogram(target / f"{category.row}.png", category, predictions, quality.get("threshold"))
         if predictions.masks is not None:
             pairs = metrics.pixel_pairs(predictions.maps, predictions.masks, predictions.labels)
@@ -201,7 +256,7 @@ def _run_category(
     if method.fits:
         costs["train_images"] = len(category.train)
     row = quality | costs | {"test_images": len(category.test)}
-    return row, _measure_defect_types(category.row, predictions, rejected)
+    return row, _measure_defect_types(category.row, predictions, verdict)
 
 
 class _Loop:
@@ -213,12 +268,13 @@ class _Loop:
         self._category = category
         self._device = device
 
-    def fit(self, detector: Detector, seed: int) -> dict[str, float]:
+    def fit(self, detector: Detector, seed: int, folder: Path) -> dict[str, float]:
         """Fit the detector; returns the seconds that it took, in all and by stage."""
         timer = runtime.StageTimer(self._device)
         images = ImageDataset(self._category.train, self.geometry, augment=self._dataset.augment)
         begin = time.perf_counter()
-        detector.fit(self._batches(images, timer, "training"), len(images), torch.Generator().manual_seed(seed), timer)
+        batches = self._batches(images, timer, "training")
+        detector.fit(batches, len(images), torch.Generator().manual_seed(seed), timer, folder)
         stages = timer.seconds()  # before the clock is read: on CUDA it waits for the device
         seconds = time.perf_counter() - begin
         spent = ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items())
@@ -278,9 +334,7 @@ def _measure(predictions: Predictions, category: str) -> dict[str, float]:
     }
 
 
-def _measure_defect_types(
-    row: str, predictions: Predictions, rejected: NDArray[np.bool_] | None
-) -> list[dict[str, object]]:
+def _measure_defect_types(row: str, predictions: Predictions, verdict: Verdict | None) -> list[dict[str, object]]:
     """How each kind of defect is told from the good images, and its pixels from the normal ones around them."""
     defects = np.array([sample.defect for sample in predictions.samples])
     rows: list[dict[str, object]] = []
@@ -297,16 +351,14 @@ def _measure_defect_types(
                 "images": int(chosen.sum()),
                 "instance_auroc": metrics.auroc(predictions.scores[compared], predictions.labels[compared]),
                 "anomaly_pixel_auroc": pixels,
-                "defects_caught": float("nan") if rejected is None else float(rejected[chosen].mean()),
+                "defects_caught": float("nan") if verdict is None else float(verdict.rejected[chosen].mean()),
             }
         )
     return rows
 
 
-def _operating_point(rejected: NDArray[np.bool_] | None, labels: NDArray[np.bool_]) -> dict[str, float]:
+def _operating_point(rejected: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, float]:
     """What the threshold from held-out good images catches of the defective and rejects of the good test images."""
-    if rejected is None:
-        return {}
     return {
         "defects_caught": float(rejected[labels].mean()) if labels.any() else float("nan"),
         "false_rejects": float(rejected[~labels].mean()) if not labels.all() else float("nan"),

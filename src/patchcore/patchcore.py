@@ -79,7 +79,12 @@ class PatchCore:
         self.banks_: list[MemoryBank] = []
 
     def fit(
-        self, batches: Iterable[Tensor], num_images: int, generator: torch.Generator, timer: StageTimer
+        self,
+        batches: Iterable[Tensor],
+        num_images: int,
+        generator: torch.Generator,
+        timer: StageTimer,
+        folder: Path | None = None,
     ) -> PatchCore:
         """Remember good images.
 
@@ -87,6 +92,7 @@ class PatchCore:
             batches: (B, 3, H, W) uint8 images, `num_images` in all.
             generator: a CPU generator, the source of every random choice.
             timer: told how long each stage took.
+            folder: not used: a bank is built at one go, and leaves no record.
         """
         if self.sampler is None:
             raise ValueError("the original's folders do not name a sampler: fit a detector that has one")

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from patchcore.metrics import RankedPairs
 from patchcore.runtime import written_aside
-from patchcore.scoring import min_max_normalise
+from patchcore.scoring import Verdict, min_max_normalise
 from patchcore.types import PatchCoreError, Predictions, Sample
 
 ROW_NAMES = "Row Names"
@@ -49,6 +48,20 @@ def create_run_folder(results_path: Path, project: str, group: str) -> Path:
                 return folder
     except OSError as error:
         raise PatchCoreError(f"cannot make the results folder {parent / group}: {error.strerror}") from error
+
+
+def newest_run_folder(results_path: Path, project: str, group: str) -> Path | None:
+    """The run folder of a group that `create_run_folder` made last; None where there is none yet."""
+    folder, number = None, -1
+    while (candidate := results_path / project / (group if number < 0 else f"{group}_{number}")).is_dir():
+        folder, number = candidate, number + 1
+    return folder
+
+
+def finished_rows(folder: Path) -> dict[str, dict[str, float]]:
+    """The rows of the categories that a run has finished so far, without their mean."""
+    path = folder / "results.csv"
+    return {name: row for name, row in read_results(path).items() if name != MEAN} if path.exists() else {}
 
 
 def write_results(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -99,15 +112,14 @@ def write_scores(
     path: Path,
     predictions: Predictions,
     root: Path,
-    values: NDArray[np.float64] | None,
-    rejected: NDArray[np.bool_] | None,
+    verdict: Verdict | None,
 ) -> None:
     """Write the scores of every image of a category.
 
     Columns: path (relative to `root`), defect type, label, raw score (of an ensemble: the mean of its members'),
-    normalised score (min-max over this test set; of an ensemble: the mean of its members' so normalised), the decision
-    `values` that the threshold from held-out good images cuts and whether the image is `rejected`, that is above it
-    (both empty without a threshold), then what the method adds.
+    normalised score (min-max over this test set; of an ensemble: the mean of its members' so normalised), then what
+    held-out good images say (empty without any): the decision value that the threshold cuts, whether the image is
+    rejected, that is above it, and its p-value. What the method adds comes last.
     """
     raw = predictions.raw_scores.mean(axis=0)
     normalised = min_max_normalise(predictions.scores)
@@ -117,12 +129,22 @@ def write_scores(
     with written_aside(path) as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["path", "defect_type", "label", "raw_score", "normalised_score", "decision_value", "rejected", *extra]
+            [
+                "path",
+                "defect_type",
+                "label",
+                "raw_score",
+                "normalised_score",
+                "decision_value",
+                "rejected",
+                "p_value",
+                *extra,
+            ]
         )
         for i, sample in enumerate(predictions.samples):
             row = [sample.path.relative_to(root).as_posix(), sample.defect, int(predictions.labels[i])]
-            verdict = ("", "") if values is None or rejected is None else (values[i], int(rejected[i]))
-            writer.writerow([*row, raw[i], normalised[i], *verdict, *(column[i] for column in extra.values())])
+            row += [raw[i], normalised[i], *([""] * 3 if verdict is None else verdict.of(i))]
+            writer.writerow([*row, *(column[i] for column in extra.values())])
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -131,6 +153,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, object]]:
+    """Read a table of `write_rows`, every cell as text; no rows where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchCoreError(f"{path}: cannot read the table: {error}") from error
 
 
 def write_pixel_pairs(path: Path, pairs: RankedPairs) -> None:
@@ -156,6 +189,21 @@ def write_yaml(path: Path, content: Any) -> None:
     """Write plain dicts, lists, strings and numbers as YAML, in their order."""
     with written_aside(path) as aside:
         aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=math.inf))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings that `write_yaml` wrote.
+
+    Raises:
+        PatchCoreError: the file is missing or no such YAML.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PatchCoreError(f"{path}: cannot read the settings: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise PatchCoreError(f"{path}: expected settings by name")
+    return content
 
 
 def overlay_name(sample: Sample, normalised_score: float) -> str:

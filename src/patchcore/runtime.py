@@ -95,6 +95,19 @@ def progress_bar(name: str, total: int, unit: str) -> tqdm:
     return tqdm(total=total, desc=name, unit=unit, disable=None, leave=False, dynamic_ncols=True)
 
 
+def available_bytes(device: torch.device) -> int:
+    """The free memory of a CUDA device or of the host; on the host what can be had without swapping."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 4 * 2**30
+
+
 def peak_host_mib() -> float:
     """The most memory that this process has held so far, in MiB; nan where the system does not tell."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -89,6 +90,53 @@ def threshold_from_good(scores: NDArray[np.float64], max_false_rejects: float = 
     ordered = np.sort(scores)
     allowed = int(max_false_rejects * len(ordered))
     return float(ordered[len(ordered) - 1 - allowed])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What held-out good images say of N images.
+
+    Attributes:
+        values: (N,) what the threshold cuts, the higher the more anomalous.
+        threshold: the highest of the held-out images.
+        rejected: (N,) bool, above the threshold.
+        p_values: (N,) in (0, 1], how probable it is that a good image is at least as anomalous.
+    """
+
+    values: NDArray[np.float64]
+    threshold: float
+    rejected: NDArray[np.bool_]
+    p_values: NDArray[np.float64]
+
+    def of(self, index: int) -> tuple[float, int, float]:
+        """Value, rejected (1 or 0) and p-value of one image."""
+        return float(self.values[index]), int(self.rejected[index]), float(self.p_values[index])
+
+
+def judge(raw_scores: NDArray[np.float64], held_out: NDArray[np.float64]) -> Verdict:
+    """Hold images against good ones that took no part in training.
+
+    Args:
+        raw_scores: (M, N) raw scores of the M members of a detector for N images.
+        held_out: (M, V) the same for V held-out good images, at least one.
+    """
+    values, good = decision_values(raw_scores, held_out)
+    threshold = threshold_from_good(good)
+    return Verdict(values, threshold, values > threshold, p_values(values, good))
+
+
+def p_values(values: NDArray[np.float64], good: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How probable it is that a good image scores at least so high: (1 + those of `good` that do) / (1 + V).
+
+    Valid for any distribution of the scores (Vovk, Gammerman and Shafer 2005): of good images at most a share p gets
+    a p-value up to p. It cannot fall below 1 / (1 + V).
+
+    Args:
+        values: (N,) scores.
+        good: (V,) scores of good images that took no part in training.
+    """
+    at_least = len(good) - np.searchsorted(np.sort(good), values, side="left")
+    return (1 + at_least) / (1 + len(good))
 
 
 def decision_values(

@@ -21,6 +21,7 @@ from patchcore.cli.run import (
     run_options,
     stage_of,
     start_logging,
+    weights_dir,
 )
 from patchcore.cli.stored import StoredDataset, model_folders, settled, stored_dataset_stage
 from patchcore.config import (
@@ -71,13 +72,6 @@ faiss_num_workers = click.option(
     default=None,
     type=click.IntRange(min=1),
     help="Threads of the search on the CPU.  [default: all cores]",
-)
-weights_dir = click.option(
-    "--weights_dir",
-    default=None,
-    envvar="PATCHCORE_WEIGHTS",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with weight files, where they cannot be downloaded.  [$PATCHCORE_WEIGHTS]",
 )
 
 

@@ -97,6 +97,11 @@ _RUN_OPTIONS: Sequence[Callable] = (
         "--save_segmentation_images", is_flag=True, help="Write image, mask and heat map of every test image."
     ),
     click.option("--save_anomaly_scores", is_flag=True, help="Write the score of every test image."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with the newest run of this group: what is finished is kept. Starts one where there is none.",
+    ),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 
@@ -137,29 +142,60 @@ def image_options(command: Callable) -> Callable:
     return command
 
 
+def dataset_options(
+    resize: int | None = 256, imagesize: int | None = 224, shown: str | bool = True
+) -> Callable[[Callable], Callable]:
+    """The arguments and options of a dataset stage of training; None, `shown` so, leaves the image size open."""
+    options = (
+        click.option(
+            "--resize",
+            default=resize,
+            show_default=shown,
+            type=click.IntRange(min=1),
+            help="Shorter side after resizing.",
+        ),
+        click.option(
+            "--imagesize",
+            default=imagesize,
+            show_default=shown,
+            type=click.IntRange(min=1),
+            help="Side of the centre crop.",
+        ),
+        click.option(
+            "--train_val_split",
+            default=1.0,
+            show_default=True,
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Share of the training images to train on; the others set the threshold.",
+        ),
+        click.option(
+            "--augment", is_flag=True, help="Train on the flips and right-angle turns of every image as well."
+        ),
+    )
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return image_options(command)
+
+    return add
+
+
 @click.command("dataset")
-@image_options
-@click.option(
-    "--resize",
-    default=256,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Shorter side after resizing.",
-)
-@click.option(
-    "--imagesize", default=224, show_default=True, type=click.IntRange(min=1), help="Side of the centre crop."
-)
-@click.option(
-    "--train_val_split",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the training images to train on; the others set the threshold.",
-)
-@click.option("--augment", is_flag=True, help="Train on the flips and right-angle turns of every image as well.")
+@dataset_options()
 def dataset_stage(data_path: Path, categories: tuple[str, ...], **settings: Any) -> DatasetConfig:
     """Choose the images: NAME says the layout, DATA_PATH holds a folder per category."""
     return checked(DatasetConfig, path=data_path, categories=categories, **settings)
+
+
+# An option of every stage that loads a backbone.
+weights_dir = click.option(
+    "--weights_dir",
+    default=None,
+    envvar="PATCHCORE_WEIGHTS",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with weight files, where they cannot be downloaded.  [$PATCHCORE_WEIGHTS]",
+)
 
 
 def stage_of(stages: Sequence[Any], kind: type[Config], name: str) -> Config:

@@ -343,6 +343,8 @@ class Geometry:
 
 # Batches
 
+VIEWS = 8  # the symmetries of the square
+
 
 class ImageDataset(Dataset[torch.Tensor]):
     """The pixels (3, imagesize, imagesize) uint8 of some samples, in their order.
@@ -359,15 +361,15 @@ class ImageDataset(Dataset[torch.Tensor]):
         self._latest: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self.samples) * (8 if self.augment else 1)
+        return len(self.samples) * (VIEWS if self.augment else 1)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if not self.augment:
             return self._read(index)
         latest = self._latest  # one look, as other threads replace it
-        if latest is None or latest[0] != index // 8:
-            latest = self._latest = index // 8, self._read(index // 8)
-        return _view(latest[1], index % 8)
+        if latest is None or latest[0] != index // VIEWS:
+            latest = self._latest = index // VIEWS, self._read(index // VIEWS)
+        return _view(latest[1], index % VIEWS)
 
     def _read(self, index: int) -> torch.Tensor:
         return self.geometry.image(load_image(self.samples[index].path))

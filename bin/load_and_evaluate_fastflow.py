@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Evaluate stored FastFlow models on good and defective images of parts; see --help."""
+
+from patchcore.cli.fastflow import load_and_evaluate_fastflow
+
+if __name__ == "__main__":
+    load_and_evaluate_fastflow(prog_name="load_and_evaluate_fastflow.py")

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Train FastFlow on good images of parts and evaluate it; see --help."""
+
+from patchcore.cli.fastflow import run_fastflow
+
+if __name__ == "__main__":
+    run_fastflow(prog_name="run_fastflow.py")

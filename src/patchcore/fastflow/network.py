@@ -1,0 +1,92 @@
+"""The frozen backbone under the flows: images or their tiles -> feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from patchcore.backbones import load_backbone
+from patchcore.config import FastFlowConfig
+from patchcore.fastflow.tiles import Tiling
+from patchcore.features import FeatureExtractor, feature_scales, normalise
+from patchcore.runtime import StageTimer
+from patchcore.types import PatchCoreError
+
+CHUNK = 32  # tiles that pass through the backbone at a time
+
+
+class Network:
+    """A backbone, its layers, and how images are cut for it. Holds nothing that is learnt.
+
+    Attributes:
+        channels: C of every layer.
+        tiling: None for whole images.
+    """
+
+    def __init__(self, config: FastFlowConfig, imagesize: int, device: torch.device) -> None:
+        """Load the backbone of a configuration for images of `imagesize`.
+
+        Raises:
+            PatchCoreError: a backbone, layer, tile or image size that cannot be had.
+        """
+        backbone = load_backbone(config.backbone, weights=config.weights, weights_dir=config.weights_dir)
+        layers = config.layers or tuple(scale.layer for scale in feature_scales(backbone))
+        self.device = device
+        self.imagesize = imagesize
+        self.tiling = None
+        if config.tile is not None:
+            try:
+                self.tiling = Tiling((imagesize, imagesize), config.tile, config.tile_stride or config.tile)
+            except ValueError as error:
+                raise PatchCoreError(f"--tile {config.tile}: {error}") from error
+        self.extractor = FeatureExtractor(backbone, layers).to(device)
+        shapes = self.extractor.layer_shapes((self.inputsize, self.inputsize))
+        self.channels = [channels for channels, _, _ in shapes.values()]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers."""
+        return self.extractor.layers
+
+    @property
+    def inputsize(self) -> int:
+        """Side of what the backbone sees at once: a tile or a whole image."""
+        return self.tiling.tile if self.tiling else self.imagesize
+
+    @property
+    def inputs_per_image(self) -> int:
+        """Tiles of an image, or 1."""
+        return len(self.tiling) if self.tiling else 1
+
+    def pieces(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 images -> (B * inputs_per_image, 3, S, S) uint8 backbone inputs."""
+        return self.tiling.cut(images) if self.tiling else images
+
+    def chunks(self, images: Tensor) -> Iterator[Tensor]:
+        """The inputs of a batch of images, in numbers that the backbone can take at once."""
+        return iter(self.pieces(images).split(max(CHUNK, len(images))))
+
+    @torch.no_grad()
+    def features(self, pieces: Tensor, timer: StageTimer) -> list[Tensor]:
+        """Feature maps of backbone inputs.
+
+        Args:
+            pieces: (B, 3, S, S) uint8 on any device.
+            timer: told the time of the stage `backbone`.
+
+        Returns:
+            (B, C, h, w) float32 per layer, on the device.
+        """
+        with timer("backbone"):
+            return list(self.extractor(normalise(pieces.to(self.device, non_blocking=True))).values())
+
+    def whole_maps(self, maps: Tensor) -> Tensor:
+        """(B * inputs_per_image, S, S) maps of the backbone inputs -> (B, H, W) maps of the images."""
+        return self.tiling.blend(maps) if self.tiling else maps
+
+
+def nbytes(maps: Sequence[Tensor]) -> int:
+    """Bytes of feature maps."""
+    return sum(x.numel() * x.element_size() for x in maps)

@@ -1,0 +1,120 @@
+"""What the flows are trained on: features computed once, or images whose features are computed whenever asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from patchcore.fastflow.brightness import jittered
+from patchcore.fastflow.network import Network, nbytes
+from patchcore.runtime import StageTimer, available_bytes
+
+log = logging.getLogger(__name__)
+
+# Share of the free memory that features may take.
+_SHARE = 0.5
+
+
+class Samples(Protocol):
+    """The inputs of the backbone in training, tiles or whole images, as feature maps."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def maps(self, indices: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
+        """(B, C, h, w) float32 per scale of the samples `indices`; augmented at random if there is a generator."""
+
+
+def collect(
+    batches: Iterable[Tensor], num_images: int, network: Network, brightness_jitter: float, timer: StageTimer
+) -> Samples:
+    """Gather training images as features where these stay the same and fit into half of the free memory.
+
+    Args:
+        batches: (B, 3, H, W) uint8 images, `num_images` in all.
+        brightness_jitter: share by which images become brighter or darker; 0 leaves features as they are.
+    """
+    batches = iter(batches)
+    first = next(batches)
+    total = nbytes(network.features(next(network.chunks(first[:1]))[:1], timer))
+    total *= num_images * network.inputs_per_image
+    place = _place_for(total, network.device)
+    if brightness_jitter or place is None:
+        if not brightness_jitter:
+            log.info("features would take %.1f GiB: they are computed anew in every epoch", total / 2**30)
+        return ImageSamples(_chain(first, batches), num_images, network, brightness_jitter, timer)
+    log.debug("features of the training images: %.0f MiB on %s", total / 2**20, place)
+    return FeatureSamples(_chain(first, batches), num_images, network, place, timer)
+
+
+def _place_for(size: int, device: torch.device) -> torch.device | None:
+    """The device that has room for so many bytes, the network's own first; None if none has."""
+    for place in dict.fromkeys([device, torch.device("cpu")]):
+        if size <= _SHARE * available_bytes(place):
+            return place
+    return None
+
+
+def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
+    yield first
+    yield from rest
+
+
+class FeatureSamples:
+    """Features that were computed once."""
+
+    def __init__(
+        self, batches: Iterable[Tensor], num_images: int, network: Network, place: torch.device, timer: StageTimer
+    ) -> None:
+        self._device = network.device
+        self._maps: list[Tensor] = []
+        filled = 0
+        for images in batches:
+            for pieces in network.chunks(images):
+                maps = network.features(pieces, timer)
+                if not self._maps:
+                    count = num_images * network.inputs_per_image
+                    self._maps = [x.new_empty(count, *x.shape[1:], device=place) for x in maps]
+                for store, x in zip(self._maps, maps, strict=True):
+                    store[filled : filled + len(x)] = x
+                filled += len(pieces)
+
+    def __len__(self) -> int:
+        return len(self._maps[0])
+
+    def maps(self, indices: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
+        """See `Samples`; nothing here is random."""
+        return [x[indices.to(x.device)].to(self._device, non_blocking=True) for x in self._maps]
+
+
+class ImageSamples:
+    """Images in memory, whose features are computed when they are asked for."""
+
+    def __init__(
+        self,
+        batches: Iterable[Tensor],
+        num_images: int,
+        network: Network,
+        brightness_jitter: float,
+        timer: StageTimer,
+    ) -> None:
+        self._network = network
+        self._jitter = brightness_jitter
+        self._timer = timer
+        self._images = torch.cat(list(batches))  # (N, 3, H, W) uint8
+
+    def __len__(self) -> int:
+        return len(self._images) * self._network.inputs_per_image
+
+    def maps(self, indices: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
+        """See `Samples`; brightness is what is random."""
+        per_image = self._network.inputs_per_image
+        pieces = [self._network.pieces(self._images[i // per_image][None])[i % per_image] for i in indices.tolist()]
+        images = torch.stack(pieces)
+        if self._jitter and generator is not None:
+            images = jittered(images, self._jitter, generator)
+        return self._network.features(images, self._timer)

@@ -1,0 +1,57 @@
+"""Images as overlapping square tiles, and the maps of tiles as one map without seams."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Tiling:
+    """The tiles of images of one size, row by row; the last of a row or column ends at the border.
+
+    Args:
+        size: (H, W) of the images.
+        tile: side of a tile.
+        stride: pixels from one tile to the next, at most `tile`.
+
+    Raises:
+        ValueError: the tile does not fit into the image.
+    """
+
+    def __init__(self, size: tuple[int, int], tile: int, stride: int) -> None:
+        if tile > min(size):
+            raise ValueError(f"tiles of {tile} pixels do not fit into images of {size[0]} x {size[1]}")
+        self.size = size
+        self.tile = tile
+        self.corners = [(y, x) for y in _starts(size[0], tile, stride) for x in _starts(size[1], tile, stride)]
+
+    def __len__(self) -> int:
+        """Tiles per image."""
+        return len(self.corners)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B * len(self), C, tile, tile), the tiles of an image together."""
+        tiles = [images[..., y : y + self.tile, x : x + self.tile] for y, x in self.corners]
+        return torch.stack(tiles, dim=1).flatten(0, 1)
+
+    def blend(self, maps: Tensor) -> Tensor:
+        """(B * len(self), tile, tile) maps -> (B, H, W), each pixel the weighted mean of the tiles that cover it.
+
+        A tile's weight falls from its middle to its border, where the network has seen half of what is around, so
+        that there is no step where a tile begins.
+        """
+        ramp = torch.sin(torch.pi * (torch.arange(self.tile, device=maps.device) + 0.5) / self.tile).square()
+        window = ramp[:, None] * ramp  # (tile, tile), above 0
+        maps = maps.unflatten(0, (-1, len(self)))  # (B, T, tile, tile)
+        total = maps.new_zeros(len(maps), *self.size)
+        weight = maps.new_zeros(self.size)
+        for index, (y, x) in enumerate(self.corners):
+            place = slice(y, y + self.tile), slice(x, x + self.tile)
+            total[:, place[0], place[1]] += window * maps[:, index]
+            weight[place] += window
+        return total / weight
+
+
+def _starts(length: int, tile: int, stride: int) -> list[int]:
+    starts = list(range(0, length - tile + 1, stride))
+    return starts if starts[-1] == length - tile else [*starts, length - tile]
