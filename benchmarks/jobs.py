@@ -29,7 +29,8 @@ def main_job(inputs: Inputs, data: Path, group: str) -> Ended:
             *("patch_core", *LITE0, *_on_gpu(inputs)),
             *("sampler", "-p", 0.1, "approx_greedy_coreset"),
             *("dataset", *GEOMETRY, "-d", CATEGORY, "mpdd", data),
-        ]
+        ],
+        cuda=inputs.settings.device.type == "cuda",
     )
 
 
@@ -49,7 +50,8 @@ def large_bank(inputs: Inputs) -> tuple[int, Ended]:
             *("patch_core", *LITE0, *_on_gpu(inputs)),
             *("sampler", "-p", 0.1, "approx_greedy_coreset"),
             *("dataset", "--resize", LARGE_RESIZE, "--imagesize", LARGE_SIZE, "-d", CATEGORY, "mpdd", data),
-        ]
+        ],
+        cuda=inputs.settings.device.type == "cuda",
     )
     return images * LARGE_GRID**2, ended
 

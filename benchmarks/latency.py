@@ -65,7 +65,8 @@ def run(inputs: Inputs) -> Report:
         p50, p95 = np.percentile(times[warm:], [50, 95])
         latencies.append((case, seconds(p50), seconds(p95), f"{calls}"))
 
-        many = [pictures.repeat(batch // len(pictures), 1, 1, 1) for _ in range(batches)]
+        many = pictures.repeat(batch // len(pictures), 1, 1, 1)
+        many = [many.pin_memory() if on_gpu else many] * batches
         detector.predict(many[:1], idle)
         timer = StageTimer(settings.device)
         _, spent = timed(lambda d=detector, m=many, t=timer: d.predict(m, t), settings.device)

@@ -20,7 +20,8 @@ def results_of(inputs: Inputs, script: str, group: str, stages: tuple[object, ..
             BIN / script,
             *("--log_group", group, results, *stages),
             *("dataset", *GEOMETRY, "-d", CATEGORY, "mpdd", inputs.data_folder),
-        ]
+        ],
+        cuda=inputs.settings.device.type == "cuda",
     )
     return read_results(results / "project" / group / "results.csv")[f"mpdd_{CATEGORY}"]
 
