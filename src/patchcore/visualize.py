@@ -152,6 +152,22 @@ def overlay(
     return sheet
 
 
+def panels(sheet: Image.Image) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """The image, the ground truth and the heat map out of an `overlay`.
+
+    Raises:
+        ValueError: the picture does not have the shape of one.
+    """
+    for width in range(sheet.width // 3, 0, -1):  # the layout follows from the width of a panel
+        strips = _Layout(width=width, height=0)
+        if strips.size[0] == sheet.width and sheet.height > strips.size[1]:
+            height = sheet.height - strips.size[1]
+            corners = [strips.corner(panel) for panel in range(3)]
+            image, mask, heat = (sheet.crop((x, y, x + width, y + height)) for x, y in corners)
+            return image, mask, heat
+    raise ValueError(f"a picture of {sheet.width} x {sheet.height} px is no overlay")
+
+
 def score_histogram(
     scores: ArrayLike,
     labels: ArrayLike,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchcore.comparison import recommendations, tables, text
+from patchcore.comparison import gallery, recommendations, tables, text
 from patchcore.comparison.costs import costs_table
+from patchcore.comparison.gallery import Case
+from patchcore.comparison.page import html
 from patchcore.comparison.published import Published, read_published
 from patchcore.comparison.recommendations import Recommendation, recommend
 from patchcore.comparison.runs import Problem, find_runs
 from patchcore.comparison.statistics import AUROCS, judge
-from patchcore.comparison.study import Study, studies_of
+from patchcore.comparison.study import Row, Study, studies_of
 from patchcore.comparison.tables import Table
 from patchcore.results import write_rows
 from patchcore.runtime import written_aside
@@ -25,6 +27,7 @@ class Chapter:
     study: Study
     main: tuple[Table, ...]
     further: tuple[Table, ...]
+    gallery: dict[Row, list[Case]]
     recommended: tuple[Recommendation, ...]
 
     @property
@@ -56,13 +59,13 @@ def make_report(root: Path, reference: Path | None) -> Report:
         raise PatchCoreError(f"no finished run in {root}{f' ({found})' if found else ''}")
     return Report(
         root=root,
-        chapters=tuple(_chapter(study, published) for study in studies),
+        chapters=tuple(_chapter(study, published, problems) for study in studies),
         runs=tables.runs_table(studies),
         problems=tuple(problems),
     )
 
 
-def _chapter(study: Study, published: Published | None) -> Chapter:
+def _chapter(study: Study, published: Published | None, problems: list[Problem]) -> Chapter:
     judged = {metric: judge(study, metric) for metric in AUROCS}
     main = [tables.auroc_table(study, metric, lines, published) for metric, lines in judged.items()]
     further = [
@@ -74,7 +77,13 @@ def _chapter(study: Study, published: Published | None) -> Chapter:
     ]
     if published:
         further += tables.published_tables(study, published)
-    return Chapter(study=study, main=tuple(main), further=tuple(further), recommended=tuple(recommend(study, judged)))
+    return Chapter(
+        study=study,
+        main=tuple(main),
+        further=tuple(further),
+        gallery={row: gallery.cases(study, row, problems) for row in study.rows},
+        recommended=tuple(recommend(study, judged)),
+    )
 
 
 def terminal(report: Report) -> str:
@@ -107,8 +116,9 @@ def write_report(report: Report, output: Path) -> None:
             write_rows(path, rows)
         else:
             path.unlink(missing_ok=True)  # it would be an earlier report's
-    with written_aside(output / "report.md") as aside:
-        aside.write_text(markdown(report), encoding="utf-8")
+    for name, content in (("report.md", markdown(report)), ("report.html", html(report))):
+        with written_aside(output / name) as aside:
+            aside.write_text(content, encoding="utf-8")
 
 
 def markdown(report: Report) -> str:

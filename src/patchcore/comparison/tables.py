@@ -60,10 +60,10 @@ def percent(value: float) -> str:
 
 
 def amount(value: float) -> str:
-    """A cost in three significant digits, thousands in full."""
+    """A cost or a score in three significant digits, thousands in full."""
     if math.isnan(value):
         return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def with_spread(figure: Figure) -> str:

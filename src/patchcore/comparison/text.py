@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchcore.comparison.recommendations import Recommendation
+from patchcore.comparison.recommendations import NO_WINNER, Recommendation
 from patchcore.comparison.tables import MARKS, Cell, Table
 from patchcore.results import aligned
 
@@ -48,4 +48,4 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def recommendation_lines(found: Sequence[Recommendation]) -> list[str]:
     """A line per use."""
-    return [f"{one.use}: {one.winner or 'no clear winner'}. {one.figures}" for one in found]
+    return [f"{one.heading}: {one.winner or NO_WINNER} [{'; '.join(one.figures)}]" for one in found]
