@@ -13,6 +13,7 @@ from benchmarks import report as reports
 from benchmarks.__main__ import main
 from benchmarks.coreset import pick_one_by_one
 from benchmarks.embedding import unfold_and_pool
+from benchmarks.jobs import stage_rows
 from benchmarks.machine import Floors
 from benchmarks.maps import upsample_and_filter
 from benchmarks.measure import Comparison, Table, Work, with_peak
@@ -20,6 +21,7 @@ from benchmarks.metrics import drawn_maps, ours, with_sklearn
 from benchmarks.processes import run_python
 from benchmarks.search import exact_distances
 from golden import GOLDEN, needs_golden
+from patchcore.results import write_results
 
 CPU = torch.device("cpu")
 COMPARED = ("embedding", "coreset", "search", "metrics", "overlays", "maps")
@@ -114,6 +116,15 @@ def test_processes_are_timed_to_a_line_and_to_their_end():
     ended = run_python(["-c", code], until="ready")
     assert 0 < ended.seconds_until < ended.seconds - 0.2
     assert 64 < ended.peak_mib < here.nbytes / 2**20
+
+
+def test_stages_of_a_run_add_up_to_the_whole(tmp_path):
+    row = {"fit_seconds": 2.0, "fit_backbone_seconds": 1.5, "ms_per_image": 300.0, "search_ms_per_image": 100.0}
+    write_results(tmp_path / "results.csv", {"mpdd_metal_plate": row | {"test_images": 10.0}})
+    rows = {name: cells for name, *cells in stage_rows(tmp_path / "results.csv", 7.0)}
+    assert rows["backbone"] == ["1.5 s", "-"]
+    assert rows["search"] == ["-", "1 s"]
+    assert list(rows.values())[-2:] == [["2 s", "3 s"], ["2 s", ""]]
 
 
 def test_the_document_has_the_marks():
