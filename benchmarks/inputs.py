@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.machine import Floors
 from patchcore.config import PatchCoreConfig
-from patchcore.datasets.folder import Geometry, load_image, scan_category
+from patchcore.datasets.folder import Geometry, ImageDataset, scan_category
 from patchcore.datasets.synthetic import generate, render
 from patchcore.patchcore import PatchEmbedder, load_embedders
 from patchcore.runtime import StageTimer
@@ -91,16 +91,11 @@ class Inputs:
             images = [torch.from_numpy(picture)[16:240, 16:240].permute(2, 0, 1) for picture in pictures]
             return torch.stack(images)
         samples = self._samples[test]
-        step = max(1, len(samples) // count)  # of the test images all kinds
-        views: list[Tensor] = []
-        files = [GEOMETRY.image(load_image(sample.path)) for sample in samples[::step][:count]]
-        for index in range(count):
-            view, file = divmod(index, len(files))
-            if view >= VIEWS:
-                raise ValueError(f"{len(files)} images give {VIEWS * len(files)} views, {count} were asked for")
-            turned = torch.rot90(files[file], view % 4, (1, 2))
-            views.append(turned.flip(2) if view >= 4 else turned)
-        return torch.stack(views)
+        samples = samples[:: max(1, len(samples) // count)][:count]  # of the test images all kinds
+        if count > VIEWS * len(samples):
+            raise ValueError(f"{len(samples)} images give {VIEWS * len(samples)} views, {count} were asked for")
+        views = ImageDataset(samples, GEOMETRY, augment=True)  # all views of an image in a row
+        return torch.stack([views[i % len(samples) * VIEWS + i // len(samples)] for i in range(count)])
 
     @cached_property
     def embedder(self) -> PatchEmbedder:
