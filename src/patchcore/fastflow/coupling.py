@@ -60,6 +60,6 @@ class CouplingStep(nn.Module):
         return (x[:, self.permutation.argsort()] - self.shift) * (-self.log_scale).exp()
 
     def _subnet(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-scale and shift of the changed channels, float32 also under autocast."""
-        log_scale, shift = self.leave(self.enter(kept).relu()).float().chunk(2, dim=1)
+        """Log-scale and shift of the changed channels, in the precision of `kept` also under autocast."""
+        log_scale, shift = self.leave(self.enter(kept).relu()).to(kept.dtype).chunk(2, dim=1)
         return self.clamp * torch.tanh(log_scale / self.clamp), shift

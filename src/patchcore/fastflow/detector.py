@@ -86,6 +86,7 @@ class FastFlow:
         train(model, samples, config, per_epoch=per_epoch, seed=seed, device=device, record=record, timer=timer)
         with timer("flow"):
             model.fit_score_statistics(samples.maps(chunk) for chunk in chunks)
+        record.finish()
         self.model_ = model.requires_grad_(False)
         return self
 

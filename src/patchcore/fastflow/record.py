@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import pickle
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import nn
 
 from patchcore.runtime import written_aside
 from patchcore.types import PatchCoreError
+
+log = logging.getLogger(__name__)
 
 LOG_FILE = "training.csv"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -56,6 +59,7 @@ class TrainingRecord:
             self._rows = list(state["rows"])
         except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise PatchCoreError(f"{path}: not a checkpoint of this toolkit, or damaged; delete it") from error
+        log.info("going on after epoch %d", len(self._rows))
         return len(self._rows)
 
     def epoch(self, row: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -79,5 +83,5 @@ class TrainingRecord:
             self._written = time.monotonic()
 
     def finish(self) -> None:
-        """The model is stored or not needed: drop the checkpoint."""
+        """The training is over: drop the checkpoint."""
         (self._folder / CHECKPOINT_FILE).unlink(missing_ok=True)
