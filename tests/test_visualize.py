@@ -342,3 +342,25 @@ def test_ticks_are_round():
     assert visualize._ticks(0, 9, most=5, least_step=1) == [(0, "0"), (2, "2"), (4, "4"), (6, "6"), (8, "8")]
     assert [label for _, label in visualize._ticks(0.23, 1.01, most=6)] == ["0.4", "0.6", "0.8", "1.0"]
     assert [label for _, label in visualize._ticks(0, 1e-6, most=5)][:2] == ["0", "2e-7"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (320, 320), (96, 128), (300, 260)])
+def test_the_panels_come_out_of_an_overlay(height, width):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[10:40, 20:60] = True
+    anomaly_map = rng.random((height, width), dtype=np.float32)
+    scale = HeatScale(low=0, high=1)
+    sheet = overlay(Image.fromarray(pixels), mask, anomaly_map, scale=scale, title="t")
+    image, truth, heat = visualize.panels(sheet)
+    factor = image.width // width
+    assert image.size == truth.size == heat.size == (factor * width, factor * height)
+    np.testing.assert_array_equal(np.asarray(truth.convert("1")), mask.repeat(factor, 0).repeat(factor, 1))
+    if factor == 1:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_what_is_no_overlay_has_no_panels():
+    with pytest.raises(ValueError, match="no overlay"):
+        visualize.panels(Image.new("RGB", (10, 10)))

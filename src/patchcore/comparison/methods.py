@@ -12,7 +12,7 @@ from patchcore.types import PatchCoreError
 
 METHODS = {"patch_core": "PatchCore", "fastflow": "FastFlow"}  # the stage that stands in config.yaml -> name
 # Where and how fast a method computes, not what.
-_TECHNICAL = ("faiss_on_gpu", "faiss_num_workers", "weights_dir")
+_TECHNICAL = ("faiss_on_gpu", "faiss_num_workers", "weights_dir", "checkpoint_seconds")
 _SAMPLERS = {"approx_greedy_coreset": "{:g} %", "greedy_coreset": "greedy {:g} %", "random": "random {:g} %"}
 _GEOMETRY_AND_TRAINING = ("resize", "imagesize", "train_val_split", "augment")
 

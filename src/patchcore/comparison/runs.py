@@ -240,6 +240,9 @@ def _read_scores(path: Path, images: int) -> ImageScores:
     rows = _read_table(path, columns)
     if len(rows) != images:
         raise PatchCoreError(f"{path}: damaged: {len(rows)} images, expected {images}")
+    for row in rows:
+        if row["label"] not in ("0", "1"):
+            raise PatchCoreError(f"{path}: damaged: label is {row['label']!r}, expected 0 or 1")
     value = "decision_value" if all(row["decision_value"] for row in rows) else "raw_score"
     scores, values = (np.array([_number(path, row, column) for row in rows]) for column in ("normalised_score", value))
     if not (np.isfinite(scores).all() and np.isfinite(values).all()):

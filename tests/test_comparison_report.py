@@ -1,0 +1,233 @@
+"""The report as its script writes it: files, numbers, references, errors."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from hand_made import FASTFLOW_RUN, write_run
+from patchcore.cli.compare import compare_results
+from patchcore.results import METRICS, read_results, read_rows
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "published_mpdd.json"
+TABLES = {"runs", "recommendations", "costs", "defect_types", "thresholds", "further_metrics", "differences"} | {
+    metric for metric, _ in METRICS[:3]
+}
+
+
+@pytest.fixture
+def compare(shell, tmp_path):
+    """Compare what lies in `results`; returns how it ended and a reader of the tables."""
+
+    def start(*options):
+        ended = shell(compare_results, tmp_path / "results", "--output", tmp_path / "report", *options)
+
+        def table(name):
+            with (tmp_path / "report" / "tables" / f"{name}.csv").open(newline="") as file:
+                return list(csv.DictReader(file))
+
+        return ended, table
+
+    return start
+
+
+@pytest.fixture
+def two_methods(tmp_path):
+    """Two methods over two seeds; returns the folder of results."""
+    for seed in (0, 1):
+        write_run(tmp_path / "results" / f"ten{seed}", seed=seed)
+        write_run(tmp_path / "results" / f"flow{seed}", seed=seed, quality=1, config=FASTFLOW_RUN)
+    return tmp_path / "results"
+
+
+def test_the_report_has_its_files(two_methods, compare, tmp_path):
+    ended, _ = compare()
+    assert ended.code == 0, ended.err
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", "report.html", "tables"}
+    assert {path.stem for path in (tmp_path / "report" / "tables").iterdir()} == TABLES
+    assert str(tmp_path / "report" / "report.html") in ended.out
+    assert "image AUROC" in ended.out
+    assert "best classification" in ended.out
+
+
+def test_every_number_comes_from_the_files_that_the_table_names(two_methods, compare):
+    _, table = compare()
+    for metric, _ in METRICS[:3]:
+        rows = table(metric)
+        assert len(rows) == 2 * 3  # methods times categories and average
+        for row in rows:
+            files = [read_results(two_methods / source) for source in row["sources"].split("; ")]
+            names = ["Mean"] if row["category"] == "Average" else [f"mpdd_{row['category']}"]
+            values = [file[name][metric] for file in files for name in names]
+            assert float(row["mean"]) == pytest.approx(mean(values), abs=1e-12)
+            assert float(row["std"]) == pytest.approx(stdev(values), abs=1e-12)
+            assert int(row["seeds"]) == 2
+
+
+def test_costs_defect_types_and_thresholds_come_from_the_runs(two_methods, compare):
+    _, table = compare()
+    costs = {row["method"]: row for row in table("costs")}
+    assert float(costs["FastFlow resnet18, 224 px"]["fit_seconds"]) == 1.0
+    assert float(costs["FastFlow resnet18, 224 px"]["search_ms_per_image"]) == 4.0
+    rust = [
+        float(row["instance_auroc"])
+        for run in ("ten0", "ten1")
+        for row in read_rows(two_methods / run / "defect_types.csv")
+        if (row["Row Names"], row["defect_type"]) == ("mpdd_plate", "rust")
+    ]
+    (found,) = [
+        row
+        for row in table("defect_types")
+        if (row["category"], row["defect_type"], row["method"][:9]) == ("plate", "rust", "PatchCore")
+    ]
+    assert float(found["instance_auroc"]) == pytest.approx(mean(rust))
+    assert found["sources"] == "ten0/defect_types.csv; ten1/defect_types.csv"
+    for row in table("thresholds"):
+        files = [read_results(two_methods / source) for source in row["sources"].split("; ")]
+        expected = mean(file[f"mpdd_{row['category']}"]["defects_caught"] for file in files)
+        assert float(row["defects_caught"]) == pytest.approx(expected)
+
+
+def test_markdown_terminal_and_page_show_the_same_numbers(two_methods, compare, tmp_path):
+    ended, table = compare()
+    markdown, page = ((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html"))
+    for row in table("instance_auroc"):
+        shown = f"{float(row['mean']):.3f} ± {float(row['std']):.3f}"
+        assert shown in ended.out
+        assert shown in markdown
+        assert shown in page
+
+
+def test_the_same_runs_give_the_same_report(two_methods, compare, tmp_path):
+    compare()
+    before = {path: path.read_bytes() for path in (tmp_path / "report").rglob("*.*")}
+    compare()
+    assert {path: path.read_bytes() for path in (tmp_path / "report").rglob("*.*")} == before
+
+
+def test_tables_of_an_earlier_report_do_not_stay(two_methods, compare, tmp_path):
+    compare()
+    for run in two_methods.iterdir():
+        (run / "defect_types.csv").unlink()
+    compare()
+    assert not (tmp_path / "report" / "tables" / "defect_types.csv").exists()
+
+
+def reference(path, **methods):
+    path.write_text(json.dumps({"source": "a paper", "methods": methods}))
+    return path
+
+
+def test_published_values_stand_beside_the_runs_of_their_group(two_methods, compare, tmp_path):
+    file = reference(
+        tmp_path / "published.json",
+        PatchCore={"log_group": "ten?", "instance_auroc": {"plate": 0.9, "bracket": 0.8}},
+        Other={"log_group": "elsewhere", "instance_auroc": {"plate": 0.7}},
+    )
+    ended, table = compare("--reference", file)
+    assert ended.code == 0, ended.err
+    found = {row["category"]: row for row in table("instance_auroc") if row["method"].startswith("PatchCore")}
+    for category, printed in (("plate", 0.9), ("bracket", 0.8), ("Average", 0.85)):
+        assert float(found[category]["published"]) == pytest.approx(printed)
+        gap = float(found[category]["mean"]) - printed
+        assert float(found[category]["difference_to_published"]) == pytest.approx(gap)
+        assert f"published {printed:.3f}, {gap:+.3f}" in ended.out
+    assert {row["published"] for row in table("instance_auroc") if row["method"].startswith("FastFlow")} == {"nan"}
+    assert {(row["method"], row["category"], row["published"]) for row in table("published")} == {
+        ("Other", "plate", "0.7"),
+        ("Other", "bracket", "nan"),
+        ("Other", "Average", "nan"),
+    }
+
+
+def test_the_studys_numbers_ship_with_the_tool(compare, tmp_path):
+    group = "MPDD_IM224_WR50_L2-3_P01_D1024-1024_PS-3_AN-1_S0"
+    write_run(tmp_path / "results" / f"{group}_0", categories=("metal_plate", "bracket_white"))
+    config = tmp_path / "results" / f"{group}_0" / "config.yaml"
+    config.write_text(config.read_text().replace(f"{group}_0", group))  # the folder of a second run of the group
+    ended, table = compare("--reference", PUBLISHED)
+    assert ended.code == 0, ended.err
+    printed = {row["category"]: float(row["published"]) for row in table("full_pixel_auroc")}
+    assert printed == {"metal_plate": 0.986, "bracket_white": 0.998, "Average": pytest.approx(0.992)}
+    assert len({row["method"] for row in table("published")}) == 4
+
+
+WRONG_REFERENCES = {
+    "no file": None,
+    "no JSON": "{",
+    "no methods": '{"source": "x"}',
+    "no group": '{"methods": {"A": {"instance_auroc": {"plate": 0.5}}}}',
+    "percent": '{"methods": {"A": {"log_group": "g", "instance_auroc": {"plate": 98.6}}}}',
+    "no categories": '{"methods": {"A": {"log_group": "g", "instance_auroc": 0.5}}}',
+}
+
+
+@pytest.mark.parametrize("name", WRONG_REFERENCES)
+def test_a_wrong_reference_is_one_line_and_writes_nothing(two_methods, compare, tmp_path, name):
+    if WRONG_REFERENCES[name] is not None:
+        (tmp_path / "published.json").write_text(WRONG_REFERENCES[name])
+    ended, _ = compare("--reference", tmp_path / "published.json")
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: {tmp_path / 'published.json'}: ")
+    assert len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_what_is_left_out_is_said_everywhere(two_methods, compare, tmp_path):
+    write_run(two_methods / "cut", seed=2)
+    (two_methods / "cut" / "results.csv").unlink()
+    ended, _ = compare()
+    assert ended.code == 0
+    for text in (ended.out, *((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html"))):
+        assert "unfinished: no results.csv, so mpdd_plate, mpdd_bracket are missing" in text
+
+
+def test_without_scores_there_are_tables_but_no_best(tmp_path, compare):
+    write_run(tmp_path / "results" / "a", quality=9, scores=False)
+    write_run(tmp_path / "results" / "b", quality=0, scores=False, config=FASTFLOW_RUN)
+    ended, table = compare()
+    assert ended.code == 0, ended.err
+    assert {row["verdict"] for row in table("instance_auroc")} == {"unclear"}
+    assert not (tmp_path / "report" / "tables" / "differences.csv").exists()
+    assert "--save_anomaly_scores" in ended.out
+
+
+def test_one_method_is_compared_with_nothing(tmp_path, compare):
+    write_run(tmp_path / "results" / "a", categories=("plate",))
+    ended, table = compare()
+    assert ended.code == 0, ended.err
+    assert [row["verdict"] for row in table("instance_auroc")] == ["alone"]
+    assert "★" not in ended.out
+
+
+def test_undefined_metrics_are_dashes(tmp_path, compare):
+    write_run(tmp_path / "results" / "a", costs={"full_pixel_auroc": math.nan})
+    ended, table = compare()
+    assert ended.code == 0, ended.err
+    assert {row["mean"] for row in table("full_pixel_auroc")} == {"nan"}
+    assert "–" in ended.out
+
+
+def test_a_folder_without_runs_and_a_missing_one_are_errors(tmp_path, compare):
+    ended, _ = compare()
+    assert (ended.code, ended.err.splitlines()) == (
+        1,
+        [f"error: no folder {tmp_path / 'results'}: expected results there"],
+    )
+    (tmp_path / "results").mkdir()
+    ended, _ = compare()
+    assert (ended.code, ended.err.splitlines()) == (1, [f"error: no finished run in {tmp_path / 'results'}"])
+
+
+def test_usage_errors_and_help_are_those_of_the_other_scripts(shell):
+    ended = shell(compare_results, "--outptu", "x")
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "--output" in shell(compare_results, "--help").out
+
+
+def test_debug_shows_the_traceback(shell, tmp_path):
+    assert "Traceback" in shell(compare_results, tmp_path / "nowhere", "--debug").err

@@ -1,0 +1,253 @@
+"""Finding runs, sorting them into columns and rows, and naming what is left out."""
+
+import csv
+
+import pytest
+
+from hand_made import FASTFLOW_RUN, PATCH_CORE, stored, write_run
+from patchcore.comparison.runs import find_runs
+from patchcore.comparison.study import studies_of
+from patchcore.results import write_rows
+from patchcore.types import PatchCoreError
+
+
+def compared(root):
+    """The studies below a folder, and name -> reason of what is in none."""
+    runs, problems = find_runs(root)
+    studies = studies_of(runs, problems)
+    return studies, {problem.name: problem.reason for problem in problems}
+
+
+def seeds_of(study):
+    """Method name -> label of a row -> names of the runs behind it."""
+    return {
+        method.name: {study.labels[row]: [run.name for run in method.runs_of(row)] for row in study.rows}
+        for method in study.methods
+    }
+
+
+def test_seeds_are_pooled_and_methods_named_by_their_configuration(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "project" / f"ten{seed}", seed=seed)
+        write_run(tmp_path / "other" / "project" / f"flow{seed}", seed=seed, config=FASTFLOW_RUN)
+    write_run(tmp_path / "one", config={"sampler": {"name": "approx_greedy_coreset", "fraction": 0.01}})
+    (study,), problems = compared(tmp_path)
+    assert problems == {}
+    assert seeds_of(study) == {
+        "PatchCore efficientnet_lite0, 224 px, 1 %": {"plate": ["one"], "bracket": ["one"]},
+        "FastFlow resnet18, 224 px": {
+            label: ["other/project/flow0", "other/project/flow1"] for label in ("plate", "bracket")
+        },
+        "PatchCore efficientnet_lite0, 224 px, 10 %": {
+            label: ["project/ten0", "project/ten1"] for label in ("plate", "bracket")
+        },
+    }
+
+
+def test_names_say_what_differs_where_the_short_ones_agree(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", config={"patch_core": {**PATCH_CORE, "num_nn": 3}})
+    write_run(tmp_path / "c", config={"patch_core": {**PATCH_CORE, "backbones": ["x", "x", "y"]}})
+    write_run(tmp_path / "d", config={"sampler": {"name": "identity", "fraction": 1.0}})
+    (study,), _ = compared(tmp_path)
+    assert [method.name for method in study.methods] == [
+        "PatchCore efficientnet_lite0, 224 px, 10 %, num_nn=1",
+        "PatchCore efficientnet_lite0, 224 px, 10 %, num_nn=3",
+        "PatchCore 2 × x + y, 224 px, 10 %",
+        "PatchCore efficientnet_lite0, 224 px, all patches",
+    ]
+
+
+def test_where_a_method_computes_is_no_setting_of_its_own(tmp_path):
+    write_run(tmp_path / "cpu")
+    write_run(tmp_path / "gpu", seed=1, config={"patch_core": {**PATCH_CORE, "faiss_on_gpu": True}})
+    (study,), _ = compared(tmp_path)
+    assert len(study.methods) == 1
+
+
+def test_a_repeated_seed_counts_once_and_the_later_run_stands(tmp_path):
+    for name in ("run", "run_2", "run_10"):
+        write_run(tmp_path / name)
+    (study,), problems = compared(tmp_path)
+    assert seeds_of(study)["PatchCore efficientnet_lite0, 224 px, 10 %"]["plate"] == ["run_10"]
+    assert problems.keys() == {"run", "run_2"}
+    assert all("a later run of the same configuration and seed" in reason for reason in problems.values())
+
+
+def test_runs_of_single_categories_make_up_one_column(tmp_path):
+    write_run(tmp_path / "a", categories=("plate",))
+    write_run(tmp_path / "b", categories=("bracket",))
+    (study,), problems = compared(tmp_path)
+    assert list(seeds_of(study).values()) == [{"plate": ["a"], "bracket": ["b"]}]
+    assert problems == {}
+
+
+def test_an_evaluation_is_no_further_seed_of_the_run_whose_model_it_loads(tmp_path):
+    write_run(tmp_path / "trained")
+    write_run(tmp_path / "again", seed=5, config=stored("models"))
+    (study,), problems = compared(tmp_path)
+    assert list(seeds_of(study).values()) == [{"plate": ["trained"], "bracket": ["trained"]}]
+    assert "evaluation of stored models" in problems["again"]
+
+
+def test_an_evaluation_without_its_training_run_is_a_column_of_its_own(tmp_path):
+    for seed, models in ((0, "first"), (1, "first"), (2, "second")):
+        write_run(tmp_path / f"evaluation{seed}", seed=seed, config=stored(models))
+    (study,), problems = compared(tmp_path)
+    runs = ["evaluation1", "evaluation2"]  # the models of `first` were evaluated twice: one origin
+    assert seeds_of(study) == {"PatchCore efficientnet_lite0, 224 px, 10 %, stored": {"plate": runs, "bracket": runs}}
+    assert problems.keys() == {"evaluation0"}
+
+
+def test_runs_on_other_data_are_another_study(tmp_path):
+    write_run(tmp_path / "real", data="real", fingerprint="real")
+    write_run(tmp_path / "drawn", data="drawn", fingerprint="drawn")
+    studies, _ = compared(tmp_path)
+    assert [study.title for study in studies] == ["mpdd drawn", "mpdd real"]
+    assert [[run.name for method in study.methods for run in method.runs] for study in studies] == [["drawn"], ["real"]]
+
+
+def test_the_same_images_elsewhere_are_the_same_study(tmp_path):
+    write_run(tmp_path / "here", data="/here")
+    write_run(tmp_path / "there", data="/there", seed=1)
+    (study,), _ = compared(tmp_path)
+    assert study.title == "mpdd /here, mpdd /there"
+
+
+def test_changed_test_images_get_a_row_of_their_own_and_no_average(tmp_path):
+    write_run(tmp_path / "before")
+    write_run(tmp_path / "after", seed=1, fingerprint="b2")
+    (study,), _ = compared(tmp_path)
+    (rows,) = seeds_of(study).values()
+    assert rows == {
+        "plate (test images mpdd_plate-b2)": ["after"],
+        "bracket (test images mpdd_bracket-b2)": ["after"],
+        "plate (test images mpdd_plate-a1)": ["before"],
+        "bracket (test images mpdd_bracket-a1)": ["before"],
+    }
+    assert None not in study.lines
+
+
+def test_the_average_needs_every_category(tmp_path):
+    write_run(tmp_path / "whole")
+    write_run(tmp_path / "part", categories=("plate",), config=FASTFLOW_RUN)
+    (study,), _ = compared(tmp_path)
+    figures = study.figures(None, "instance_auroc")
+    whole = study.methods[1].name
+    assert figures[study.methods[0].name].mean != figures[study.methods[0].name].mean  # nan
+    per_row = [study.figures(row, "instance_auroc")[whole].mean for row in study.rows]
+    assert figures[whole].mean == pytest.approx(sum(per_row) / 2)
+
+
+def without_a_category(folder):
+    lines = (folder / "results.csv").read_text().splitlines()
+    (folder / "results.csv").write_text("\n".join(line for line in lines if "bracket" not in line))
+
+
+def replaced(file, old, new):
+    def damage(folder):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+
+    return damage
+
+
+def cut(file, size):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:size])
+
+
+# What happens to a run, and what must be said of it; the run is left out.
+UNUSABLE = {
+    "no results": (lambda folder: (folder / "results.csv").unlink(), "unfinished: no results.csv, so mpdd_plate"),
+    "a category is missing": (without_a_category, "unfinished: results.csv has no mpdd_bracket"),
+    "no config": (lambda folder: (folder / "config.yaml").unlink(), "unfinished: no config.yaml"),
+    "cut config": (cut("config.yaml", 60), "config.yaml: has no"),
+    "config is no YAML": (replaced("config.yaml", "command: by hand", "command: ["), "config.yaml: damaged"),
+    "other method": (replaced("config.yaml", "patch_core:", "unheard_of:"), "no known method"),
+    "setting is missing": (replaced("config.yaml", "imagesize:", "image:"), "'imagesize'"),
+    "cut results": (cut("results.csv", 700), "results.csv: damaged"),
+    "results without mean": (replaced("results.csv", "Mean,", "Average,"), "no row Mean"),
+    "results with text": (replaced("results.csv", ",0.5,", ",half,"), "results.csv: damaged results"),
+    "results beyond 1": (replaced("results.csv", ",0.5,", ",1.5,"), "is 1.5, expected 0 to 1"),
+    "results without AUPRO": (replaced("results.csv", "aupro", "oprua"), "no column aupro"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_unusable_run_is_named_and_left_out(tmp_path, name):
+    damage, said = UNUSABLE[name]
+    write_run(tmp_path / "good")
+    damage(write_run(tmp_path / "bad", seed=1))
+    (tmp_path / "bad" / "run.log").touch()
+    (study,), problems = compared(tmp_path)
+    assert list(seeds_of(study).values()) == [{"plate": ["good"], "bracket": ["good"]}]
+    assert said in problems.pop("bad")
+    assert problems == {}
+
+
+SCORES = "anomaly_scores/mpdd_plate.csv"
+
+
+def with_first(column, value):
+    """Write another value into a column of the first image."""
+
+    def damage(folder):
+        with (folder / SCORES).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        rows[0][column] = value
+        write_rows(folder / SCORES, rows)
+
+    return damage
+
+
+DAMAGED = {
+    "cut scores": (SCORES, cut(SCORES, 300), "line"),
+    "missing image": (SCORES, lambda folder: drop_last_line(folder / SCORES), "19 images, expected 20"),
+    "a line too long": (SCORES, replaced(SCORES, "plate/test/good/000.png,", "plate/test/good/000.png,,"), "line 2"),
+    "infinite score": (SCORES, with_first("normalised_score", "inf"), "not finite"),
+    "score of text": (SCORES, with_first("normalised_score", "high"), "normalised_score is 'high', expected a number"),
+    "unknown label": (SCORES, with_first("label", "maybe"), "label is 'maybe', expected 0 or 1"),
+    "other images": (SCORES, replaced(SCORES, "plate/test/good/000.png", "plate/test/good/100.png"), "other images"),
+    "renamed column": (SCORES, replaced(SCORES, "normalised_score", "score"), "no column normalised_score"),
+    "cut pairs": ("anomaly_scores/mpdd_plate_pixels.npz", cut("anomaly_scores/mpdd_plate_pixels.npz", 99), "damaged"),
+    "cut defect types": ("defect_types.csv", cut("defect_types.csv", 120), "defect_types.csv: damaged"),
+}
+
+
+def drop_last_line(path):
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named_and_left_out_but_its_run_stays(tmp_path, name):
+    file, damage, said = DAMAGED[name]
+    write_run(tmp_path / "good")
+    damage(write_run(tmp_path / "hurt", seed=1))
+    (study,), problems = compared(tmp_path)
+    assert list(seeds_of(study).values()) == [{"plate": ["good", "hurt"], "bracket": ["good", "hurt"]}]
+    assert said in problems.pop(f"hurt/{file}")
+    assert problems == {}
+    run = next(run for run in study.methods[0].runs if run.name == "hurt")
+    kept = {"csv": run.scores, "npz": run.pixel_pairs}.get(file.rpartition(".")[2]) if "/" in file else run.defect_types
+    assert "mpdd_plate" not in kept
+
+
+def test_models_of_different_configurations_are_no_method(tmp_path):
+    config = stored("models")
+    config["models"]["plate"]["config"] = {**PATCH_CORE, "num_nn": 7}
+    write_run(tmp_path / "mixed", config=config)
+    studies, problems = compared(tmp_path)
+    assert studies == []
+    assert "different configurations" in problems["mixed"]
+
+
+def test_a_run_may_be_the_folder_itself(tmp_path):
+    run = write_run(tmp_path / "alone")
+    (study,), _ = compared(run)
+    assert [one.name for one in study.methods[0].runs] == ["alone"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(PatchCoreError, match="no folder"):
+        find_runs(tmp_path / "nowhere")
