@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LITE0 := -b efficientnet_lite0 -le blocks.2 -le blocks.4
+DEMO_IMAGES := dataset --resize 256 --imagesize 224 -d metal_plate -d bracket_white -d bracket_brown -d bracket_black \
+    mpdd demo/synthetic_mpdd
 
 .PHONY: install demo test lint bench clean
 
@@ -24,8 +26,11 @@ demo: install
 	    --log_group patchcore demo/results \
 	    patch_core $(LITE0) \
 	    sampler -p 0.1 approx_greedy_coreset \
-	    dataset --resize 256 --imagesize 224 -d metal_plate -d bracket_white -d bracket_brown -d bracket_black \
-	    mpdd demo/synthetic_mpdd
+	    $(DEMO_IMAGES)
+	$(BIN)/python bin/run_fastflow.py --save_model --save_segmentation_images --save_anomaly_scores \
+	    --log_group fastflow demo/results \
+	    fastflow --backbone efficientnet_lite0 \
+	    $(DEMO_IMAGES)
 
 test: install lint
 	$(BIN)/python -m pytest

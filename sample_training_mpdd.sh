@@ -2,8 +2,8 @@
 # Trains and evaluates the study's four PatchCore variants on MPDD; see --help. Started again, it skips what is complete.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=configs/mpdd_study.sh
-source "$root/configs/mpdd_study.sh"
+# shellcheck source=configs/patchcore_mpdd.sh
+source "$root/configs/patchcore_mpdd.sh"
 
 train() {
     local group=$1 seed=$2 resize=$3 imagesize=$4 percentage=$5
@@ -17,7 +17,7 @@ train() {
     echo "== $group"
     "$PYTHON" "$ROOT/bin/run_patchcore.py" "${GPU_FLAGS[@]}" --seed "$seed" --save_patchcore_model --save_segmentation_images \
         --save_anomaly_scores --log_group "$group" --log_project "$LOG_PROJECT" "$RESULTS" \
-        patch_core "$@" "${PATCH_CORE_OPTIONS[@]}" \
+        patch_core "$@" "${METHOD_OPTIONS[@]}" \
         sampler -p "$percentage" approx_greedy_coreset \
         dataset --resize "$resize" --imagesize "$imagesize" "${DATASET_OPTIONS[@]}" "${DATASET_FLAGS[@]}" mpdd "$DATAPATH"
 }

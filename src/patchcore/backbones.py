@@ -96,7 +96,7 @@ _RESNET_BASIC = _layers(64, 128, 256)
 _RESNET = _layers(256, 512, 1024)
 _DENSE = tuple(f"features.denseblock{index}" for index in (1, 2, 3))
 
-# The original loaded torchvision's first ImageNet weights and timm's defaults of versions 0.4 to 0.6; the
+# The original, to whose names those of the FastFlow paper are added, loaded torchvision's first ImageNet weights and timm's defaults of versions 0.4 to 0.6; the
 # tags are today's names for those.
 BACKBONES: dict[str, Entry] = {
     OFFLINE_BACKBONE: Entry(
@@ -170,6 +170,8 @@ BACKBONES: dict[str, Entry] = {
     "vit_r50": Entry("timm", "vit_large_r50_s32_224", "augreg_in21k_ft_in1k"),
     "vit_deit_base": Entry("timm", "deit_base_patch16_224", "fb_in1k"),
     "vit_deit_distilled": Entry("timm", "deit_base_distilled_patch16_224", "fb_in1k"),
+    "deit_base_distilled_patch16_224": Entry("timm", "deit_base_distilled_patch16_224", "fb_in1k"),
+    "cait_m48_448": Entry("timm", "cait_m48_448", "fb_dist_in1k"),
     "vit_swin_base": Entry("timm", "swin_base_patch4_window7_224", "ms_in22k_ft_in1k"),
     "vit_swin_large": Entry("timm", "swin_large_patch4_window7_224", "ms_in22k_ft_in1k"),
 }

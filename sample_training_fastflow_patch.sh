@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Trains and evaluates FastFlow on images of 512 pixels in overlapping tiles of 160; see --help.
+# Interrupted and started again, it goes on where it was.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=configs/fastflow_mpdd.sh
+source "$root/configs/fastflow_mpdd.sh"
+
+train patch
