@@ -127,7 +127,7 @@ def stored(folder: str) -> dict[str, Any]:
     return {
         "patch_core": None,
         "sampler": None,
-        "patch_core_loader": {"paths": [folder]},
+        "patch_core_loader": {"paths": [folder], "num_nn": None, "weights_dir": "w"},
         "models": {
             "plate": {"folder": f"{folder}/plate", **model},
             "bracket": {"folder": f"{folder}/bracket", **model},

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from hand_made import FASTFLOW_RUN, PATCH_CORE, stored, write_run
+from hand_made import FASTFLOW, FASTFLOW_RUN, PATCH_CORE, stored, write_run
 from patchcore.comparison.runs import find_runs
 from patchcore.comparison.study import studies_of
 from patchcore.results import write_rows
@@ -83,11 +83,21 @@ def test_runs_of_single_categories_make_up_one_column(tmp_path):
 
 
 def test_an_evaluation_is_no_further_seed_of_the_run_whose_model_it_loads(tmp_path):
-    write_run(tmp_path / "trained")
-    write_run(tmp_path / "again", seed=5, config=stored("models"))
+    write_run(tmp_path / "project" / "trained")
+    write_run(tmp_path / "again", seed=5, config=stored("wherever/project/trained/models"))
     (study,), problems = compared(tmp_path)
-    assert list(seeds_of(study).values()) == [{"plate": ["trained"], "bracket": ["trained"]}]
+    assert list(seeds_of(study).values()) == [{"plate": ["project/trained"], "bracket": ["project/trained"]}]
     assert "evaluation of stored models" in problems["again"]
+
+
+def test_an_evaluation_that_scores_otherwise_is_a_method_of_its_own(tmp_path):
+    write_run(tmp_path / "project" / "trained")
+    config = stored("wherever/project/trained/models")
+    config["patch_core_loader"]["num_nn"] = 3
+    write_run(tmp_path / "again", config=config)
+    (study,), problems = compared(tmp_path)
+    assert [method.name.endswith("stored") for method in study.methods] == [True, False]
+    assert problems == {}
 
 
 def test_an_evaluation_without_its_training_run_is_a_column_of_its_own(tmp_path):
@@ -97,6 +107,21 @@ def test_an_evaluation_without_its_training_run_is_a_column_of_its_own(tmp_path)
     runs = ["evaluation1", "evaluation2"]  # the models of `first` were evaluated twice: one origin
     assert seeds_of(study) == {"PatchCore efficientnet_lite0, 224 px, 10 %, stored": {"plate": runs, "bracket": runs}}
     assert problems.keys() == {"evaluation0"}
+
+
+def test_settings_by_category_are_one_method_and_others_another(tmp_path):
+    def by_category(epochs):
+        flow = {**FASTFLOW, "class_specific": True}
+        return {**FASTFLOW_RUN, "fastflow": flow, "fastflow_by_category": {"plate": {"epochs": epochs}}}
+
+    write_run(tmp_path / "a0", config=by_category(20))
+    write_run(tmp_path / "a1", seed=1, config=by_category(20))
+    write_run(tmp_path / "b", config=by_category(30))
+    (study,), _ = compared(tmp_path)
+    assert sorted(len(method.runs) for method in study.methods) == [1, 2]
+    names = [method.name for method in study.methods]
+    assert all(name.startswith("FastFlow resnet18, 224 px, class-specific, by_category=") for name in names)
+    assert len(set(names)) == 2
 
 
 def test_runs_on_other_data_are_another_study(tmp_path):

@@ -42,9 +42,10 @@ def test_resampled_pixel_auroc_is_that_of_the_repeated_images():
     masks[labels, 4:10, 4:8] = True
     maps = (rng.normal(size=masks.shape) + masks).astype(np.float32)
     weights = draw(labels, rng)[:20]
-    pixels = maps[:, ::2, ::2], masks[:, ::2, ::2]  # the pixels that are compared
+    compared = masks.copy()
+    compared[:, ::2, ::2] = True  # all defect pixels, every second normal one
     chosen = [np.repeat(np.arange(5), w.astype(int)) for w in weights]
-    expected = [roc_auc_score(pixels[1][c].ravel(), pixels[0][c].ravel()) for c in chosen]
+    expected = [roc_auc_score(masks[c][compared[c]], maps[c][compared[c]]) for c in chosen]
     pairs = pixel_pairs(maps, masks, labels)
     np.testing.assert_allclose(resampled(pairs, labels, weights), expected, atol=1e-3)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from patchcore.types import PatchCoreError
@@ -40,6 +42,8 @@ class Configuration:
         parts = [f"{self.method} {networks}", f"{settings['imagesize']} px"]
         if "sampler" in settings:
             parts.append(_SAMPLERS.get(settings["sampler"], "all patches").format(100 * settings["fraction"]))
+        if settings.get("class_specific"):
+            parts.append("class-specific")
         if settings.get("weights", "pretrained") != "pretrained":
             parts.append(f"{settings['weights']} weights")
         if self.stored:
@@ -51,35 +55,38 @@ def configuration(config: Mapping[str, Any]) -> Configuration:
     """The configuration of a run, from its `config.yaml`.
 
     Raises:
-        PatchCoreError: no known method stands there, or an evaluation's models differ in their configuration.
+        PatchCoreError: no known method stands there, or an evaluation's models differ in more than what is set by
+            category.
     """
-    dataset = {name: config["dataset"][name] for name in _GEOMETRY_AND_TRAINING}
     for stage, method in METHODS.items():
         if stage in config:
-            return _make(method, config[stage], config.get("sampler"), dataset, stored=False)
-        if f"{stage}_loader" in config:
-            found = {
-                _make(method, model["config"], model.get("sampler"), dataset, stored=True)
-                for model in config["models"].values()
-            }
-            if len(found) != 1:
-                raise PatchCoreError("an evaluation of stored models of different configurations, which is no method")
-            return found.pop()
+            settings, by_category = dict(config[stage]), config.get(f"{stage}_by_category")
+            sampler, stored = config.get("sampler"), False
+        elif f"{stage}_loader" in config:
+            models = config["models"]
+            settings, by_category = _shared({category: model["config"] for category, model in models.items()})
+            sampler, stored = next(iter(models.values())).get("sampler"), True
+        else:
+            continue
+        settings |= {name: config["dataset"][name] for name in _GEOMETRY_AND_TRAINING}
+        if sampler:
+            settings |= {"sampler": sampler["name"], "fraction": sampler["fraction"]}
+        if by_category:
+            settings["by_category"] = hashlib.sha256(json.dumps(by_category).encode()).hexdigest()[:6]
+        known = sorted((name, json.dumps(value)) for name, value in settings.items() if name not in _TECHNICAL)
+        return Configuration(method, tuple(known), stored)
     raise PatchCoreError(f"config.yaml names no known method: expected one of {', '.join(METHODS)}, or its loader")
 
 
-def _make(
-    method: str,
-    stage: Mapping[str, Any],
-    sampler: Mapping[str, Any] | None,
-    dataset: Mapping[str, Any],
-    *,
-    stored: bool,
-) -> Configuration:
-    settings = {name: value for name, value in stage.items() if name not in _TECHNICAL} | dict(dataset)
-    if sampler:
-        settings |= {"sampler": sampler["name"], "fraction": sampler["fraction"]}
-    return Configuration(method, tuple((name, json.dumps(value)) for name, value in sorted(settings.items())), stored)
+def _shared(configs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """The settings that stored models share, and those of each where they were set by category."""
+    first, *others = configs.values()
+    if all(other == first for other in others):
+        return dict(first), None
+    if not all(one.get("class_specific") for one in configs.values()):
+        raise PatchCoreError("an evaluation of stored models of different configurations, which is no method")
+    shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    return shared, configs
 
 
 def origin(config: Mapping[str, Any]) -> tuple[object, ...]:
@@ -87,6 +94,18 @@ def origin(config: Mapping[str, Any]) -> tuple[object, ...]:
     if "models" in config:
         return tuple(model["folder"] for model in config["models"].values())
     return (config["run"]["seed"],)
+
+
+def repeated(config: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """(project, group) of the runs whose models an evaluation loaded and scored as they were trained.
+
+    Empty for a training, and where options of the evaluation replaced settings of the models.
+    """
+    loader = next((config[f"{stage}_loader"] for stage in METHODS if f"{stage}_loader" in config), None)
+    if loader is None or any(value for name, value in loader.items() if name not in ("paths", *_TECHNICAL)):
+        return set()
+    # A run keeps its models in PROJECT/GROUP/models/CATEGORY, wherever the project lies.
+    return {Path(model["folder"]).parts[-4:-2] for model in config["models"].values()}
 
 
 def names_of(configurations: Iterable[Configuration]) -> dict[Configuration, str]:

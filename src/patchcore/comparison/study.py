@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchcore.comparison.methods import Configuration, configuration, names_of, origin
+from patchcore.comparison.methods import Configuration, configuration, names_of, origin, repeated
 from patchcore.comparison.runs import Problem, Run
 from patchcore.types import PatchCoreError
 
@@ -147,20 +147,24 @@ def _study(found: Sequence[tuple[Run, Configuration]], problems: list[Problem]) 
     """One study of the runs that belong together.
 
     Of two runs with the same configuration, seed and test images the later one counts. An evaluation of stored models
-    repeats a training run: where there is one of its configuration it is left out, otherwise it is a column of its own.
+    is left out where it repeats a training run that is here, otherwise it is a column of its own.
     """
-    trained = {(settings, row) for run, settings in found if not settings.stored for row in _rows(run)}
+    trained = [run for run, settings in found if not settings.stored]
+    homes = {run.folder.resolve().parts[-2:] for run in trained}
+    trained_rows = {row for run in trained for row in _rows(run)}
     cells: dict[Configuration, dict[Row, dict[Origin, Run]]] = {}
     for run, settings in found:
+        models = repeated(run.config)
+        repeats = bool(models) and models <= homes
         for row in _rows(run):
-            if settings.stored and (Configuration(settings.method, settings.settings), row) in trained:
-                continue
-            cells.setdefault(settings, {}).setdefault(row, {})[origin(run.config)] = run
+            if not (repeats and row in trained_rows):
+                cells.setdefault(settings, {}).setdefault(row, {})[origin(run.config)] = run
     used = {run.name for rows in cells.values() for seeds in rows.values() for run in seeds.values()}
-    for run, settings in found:
+    for run, _ in found:
         if run.name not in used:
-            repeated = "evaluation of stored models; a training run of the same configuration is in the tables"
-            reason = repeated if settings.stored else "a later run of the same configuration and seed is in the tables"
+            reason = "a later run of the same configuration and seed is in the tables"
+            if repeated(run.config):
+                reason = "an evaluation of stored models; the run that trained them is in the tables"
             problems.append(Problem(name=run.name, reason=reason))
     names = names_of(cells)
     methods = tuple(Method(name=names[settings], cells=rows) for settings, rows in cells.items())

@@ -313,17 +313,16 @@ def runs_table(studies: Sequence[Study]) -> Table:
         for method in study.methods:
             for run in method.runs:
                 shown = [study.labels[row] for row in study.rows if run in method.runs_of(row)]
-                seed = run.config["run"]["seed"]
                 kept = ", ".join(name for name, kept in (("scores", run.scores), ("pictures", run.pictures)) if kept)
                 names = [method.name, run.name, ", ".join(shown)]
-                rows.append([*map(Cell, names), Cell(str(seed), seed), Cell(kept or "–"), Cell(run.hardware)])
+                rows.append([*map(Cell, names), Cell(str(run.seed), run.seed), Cell(kept or "–"), Cell(run.hardware)])
                 records.append(
                     {
                         "test_set": study.title,
                         "method": method.name,
                         "run": run.name,
                         "categories": ", ".join(shown),
-                        "seed": seed,
+                        "seed": run.seed,
                         "kept": kept,
                         "hardware": run.hardware,
                         "command": run.config.get("command", ""),
