@@ -108,6 +108,15 @@ def test_the_same_runs_give_the_same_report(two_methods, compare, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "report").rglob("*.*")} == before
 
 
+def test_studies_may_have_other_stages(tmp_path, compare):
+    write_run(tmp_path / "results" / "a", costs={"flow_ms_per_image": 1.5})
+    write_run(tmp_path / "results" / "b", data="elsewhere", fingerprint="b2", costs={"embedding_ms_per_image": 2.5})
+    ended, table = compare()
+    assert ended.code == 0, ended.err
+    found = [(row["test_set"], row["flow_ms_per_image"], row["embedding_ms_per_image"]) for row in table("costs")]
+    assert found == [("mpdd data", "1.5", ""), ("mpdd elsewhere", "", "2.5")]
+
+
 def test_tables_of_an_earlier_report_do_not_stay(two_methods, compare, tmp_path):
     compare()
     for run in two_methods.iterdir():

@@ -29,7 +29,9 @@ def compare_results(results_path: Path, output: Path, reference: Path | None, de
 
     Runs that differ in nothing but their seed are pooled; runs on different test images are kept apart.
     """
-    from patchcore.comparison.report import make_report, terminal, write_report
+    from patchcore.comparison.report import make_report
+    from patchcore.comparison.text import terminal
+    from patchcore.comparison.write import write_report
 
     report = make_report(results_path, reference)
     write_report(report, output)

@@ -8,17 +8,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING
 
 from patchcore.comparison import plots
 from patchcore.comparison.gallery import Case
 from patchcore.comparison.recommendations import NO_WINNER, Recommendation
+from patchcore.comparison.report import Chapter, Report
 from patchcore.comparison.runs import Problem, Run
 from patchcore.comparison.study import AVERAGE, Method, Row, Study
 from patchcore.comparison.tables import MARKS, Cell, Table
-
-if TYPE_CHECKING:
-    from patchcore.comparison.report import Chapter, Report
 
 _FOLDED = 12  # tables of more rows open on demand
 _MARK_NAMES = {"best": "best", "tie": "tie", "unclear": "no clear winner"}

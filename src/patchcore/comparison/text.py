@@ -1,10 +1,11 @@
-"""The report as Markdown, and its main tables for the terminal."""
+"""The report as Markdown, and its main part for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from patchcore.comparison.recommendations import NO_WINNER, Recommendation
+from patchcore.comparison.report import Report
 from patchcore.comparison.tables import MARKS, Cell, Table
 from patchcore.results import aligned
 
@@ -49,3 +50,31 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def recommendation_lines(found: Sequence[Recommendation]) -> list[str]:
     """A line per use."""
     return [f"{one.heading}: {one.winner or NO_WINNER} [{'; '.join(one.figures)}]" for one in found]
+
+
+def terminal(report: Report) -> str:
+    """The study's tables, the costs, the recommendations, and what is not in the tables."""
+    parts = []
+    for chapter in report.chapters:
+        names = [method.name for method in chapter.study.methods]
+        parts.append(f"Test set: {chapter.study.title}\n{numbered(names)}")
+        parts += [terminal_table(table) for table in chapter.main]
+        parts += ["\n".join(recommendation_lines(chapter.recommended))] if chapter.recommended else []
+    if report.problems:
+        parts.append("\n".join(["Not in the tables:", *(f"  {one.name}: {one.reason}" for one in report.problems)]))
+    return "\n\n".join(parts)
+
+
+def markdown(report: Report) -> str:
+    """The report without its pictures."""
+    parts = ["# Comparison of methods", f"Runs below `{report.root}`. Full precision: `tables/*.csv`."]
+    for chapter in report.chapters:
+        parts.append(f"## Test set: {chapter.study.title}")
+        if chapter.recommended:
+            lines = recommendation_lines(chapter.recommended)
+            parts += ["### Recommendations", "\n".join(f"- {line}" for line in lines)]
+        parts += [markdown_table(table) for table in chapter.tables]
+    parts += ["## Sources", markdown_table(report.runs)]
+    problems = [f"- `{one.name}`: {one.reason}" for one in report.problems]
+    parts += ["### Not in the tables", "\n".join(problems) or "Nothing: every run found is in the tables."]
+    return "\n\n".join(parts) + "\n"

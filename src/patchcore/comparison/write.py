@@ -1,0 +1,35 @@
+"""The files of a report: `report.md`, `report.html` and `tables/*.csv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchcore.comparison import recommendations
+from patchcore.comparison.page import html
+from patchcore.comparison.report import Report
+from patchcore.comparison.tables import Record
+from patchcore.comparison.text import markdown
+from patchcore.results import write_rows
+from patchcore.runtime import written_aside
+
+
+def write_report(report: Report, output: Path) -> None:
+    """Write `report.md`, `report.html` and `tables/*.csv` into a folder, in place of an earlier report's.
+
+    Raises:
+        PatchCoreError: the folder cannot be written.
+    """
+    records: dict[str, list[Record]] = {"runs": report.runs.records, "recommendations": []}
+    for chapter in report.chapters:
+        records["recommendations"] += recommendations.records(chapter.study, chapter.recommended)
+        for table in chapter.tables:
+            records.setdefault(table.name, []).extend(table.records)
+    for earlier in (output / "tables").glob("*.csv"):
+        earlier.unlink()
+    for name, rows in records.items():
+        if rows:
+            columns = dict.fromkeys(column for row in rows for column in row)  # not every study has every stage
+            write_rows(output / "tables" / f"{name}.csv", [{**dict.fromkeys(columns, ""), **row} for row in rows])
+    for name, content in (("report.md", markdown(report)), ("report.html", html(report))):
+        with written_aside(output / name) as aside:
+            aside.write_text(content, encoding="utf-8")
