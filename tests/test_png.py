@@ -1,0 +1,48 @@
+"""The own PNG encoder, against Pillow's decoder."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchcore import png
+
+RANDOM = np.random.default_rng(0)
+PICTURES = {
+    "noise": RANDOM.integers(0, 256, (37, 53, 3), np.uint8),
+    "flat": np.full((64, 200, 3), 255, np.uint8),
+    "steps that wrap": np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8) * 7,
+    "one pixel": np.array([[[1, 2, 3]]], np.uint8),
+    "one row": RANDOM.integers(0, 256, (1, 999, 3), np.uint8),
+    "one column": RANDOM.integers(0, 256, (999, 1, 3), np.uint8),
+    "larger than the window of the compression": RANDOM.integers(0, 4, (900, 700, 3), np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pillow_reads_the_same_pixels(name):
+    file = png.encode(Image.fromarray(PICTURES[name]))
+    with Image.open(io.BytesIO(file)) as image:
+        image.verify()  # the checksums of all chunks
+    with Image.open(io.BytesIO(file)) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(image), PICTURES[name])
+
+
+@pytest.mark.parametrize("picture", [Image.new("L", (4, 4)), Image.new("RGBA", (4, 4)), Image.new("RGB", (0, 4))])
+def test_other_pictures_are_refused(picture):
+    with pytest.raises(ValueError, match="expected an RGB picture"):
+        png.encode(picture)
+
+
+def test_an_overlay_of_a_smooth_part_is_no_larger_than_pillow_makes_it():
+    from patchcore.visualize import HeatScale, overlay
+
+    rows, columns = np.mgrid[:224, :224] / 40
+    heat = np.exp(-((rows - 3) ** 2) - (columns - 2) ** 2)
+    part = Image.fromarray((128 + 40 * np.sin(rows) * np.cos(columns)).astype(np.uint8))
+    sheet = overlay(part, heat > 0.5, heat, scale=HeatScale.of(heat[None]), title="a part")
+    quickest = io.BytesIO()
+    sheet.save(quickest, "PNG", compress_level=1)
+    assert len(png.encode(sheet)) < len(quickest.getvalue())
