@@ -12,9 +12,10 @@ from hand_made import drawn_scores, write_run
 from patchcore.cli.compare import compare_results
 from patchcore.cli.fastflow import run_fastflow
 from patchcore.cli.patchcore import run_patchcore
-from patchcore.comparison.gallery import MOST, hardest
+from patchcore.comparison.gallery import MOST, PICTURES, affordable, hardest
 from patchcore.comparison.plots import distribution, roc_points
 from patchcore.comparison.runs import find_runs
+from patchcore.comparison.study import studies_of
 
 KEEP = ("--save_segmentation_images", "--save_anomaly_scores")
 DATA = ("--resize", "96", "--imagesize", "96", "--train_val_split", "0.5", "-d", "metal_plate", "-d", "bracket_white")
@@ -108,11 +109,21 @@ def test_the_hardest_good_images_score_highest_and_the_hardest_defective_lowest(
     (run, *_), _ = find_runs(report.parents[1] / "results")
     scores = run.scores["mpdd_metal_plate"]
     ranks = scores.scores.argsort().argsort()
-    chosen = hardest(ranks, scores.labels)
+    chosen = hardest(ranks, scores.labels, MOST)
     left = [i for i in range(len(ranks)) if scores.labels[i] and i not in chosen]
     assert len(chosen) == MOST
     assert max(scores.scores[chosen]) <= min(scores.scores[left])
     assert scores.labels[chosen].all()
+
+
+def test_many_categories_and_methods_show_fewer_images_each(tmp_path):
+    for number in range(30):
+        write_run(tmp_path / "few" / "run", categories=("plate",))
+        categories = tuple(f"part{part}" for part in range(10))
+        sampler = {"name": "random", "fraction": (number + 1) / 100}
+        write_run(tmp_path / "many" / f"run{number}", categories=categories, scores=False, config={"sampler": sampler})
+    most = {name: affordable(studies_of(find_runs(tmp_path / name)[0], [])) for name in ("few", "many")}
+    assert most == {"few": MOST, "many": PICTURES // (10 * 2 * (2 + 30))}
 
 
 def test_a_damaged_or_missing_picture_is_named_and_left_out(report, tmp_path, shell):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,7 @@ from patchcore.comparison.study import Method, Row, Study
 from patchcore.visualize import panels
 
 MOST = 4  # images of each kind per category
+PICTURES = 800  # of all studies, about 6 to 10 kB each: the page stays under 10 MB
 _SIDE = 224  # px, longest side of a panel
 _QUALITY = 80
 
@@ -32,14 +34,19 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One test image: what it is, and its image, mask and a heat map per method."""
+    """One test image: its image, mask and a heat map per method."""
 
     path: str
-    defect: str
     panels: tuple[Panel, ...]
 
 
-def cases(study: Study, row: Row, problems: list[Problem]) -> list[Case]:
+def affordable(studies: Sequence[Study]) -> int:
+    """How many images of each kind a category may show: `MOST`, fewer where there are many categories and methods."""
+    with_one_each = sum(2 * (2 + len(study.methods)) for study in studies for _ in study.rows)
+    return max(1, min(MOST, PICTURES // with_one_each))
+
+
+def cases(study: Study, row: Row, most: int, problems: list[Problem]) -> list[Case]:
     """The good images with the highest and the defective ones with the lowest ranks, averaged over the methods.
 
     Of every method the first run that kept scores and pictures is shown; pictures that cannot be read are added to
@@ -50,14 +57,14 @@ def cases(study: Study, row: Row, problems: list[Problem]) -> list[Case]:
         return []
     every = [run.scores[row.name] for run in shown.values()]
     ranks = np.mean([scores.scores.argsort().argsort() for scores in every], axis=0)  # (N,)
-    chosen = [*hardest(-ranks, ~every[0].labels), *hardest(ranks, every[0].labels)]
+    chosen = [*hardest(-ranks, ~every[0].labels, most), *hardest(ranks, every[0].labels, most)]
     return [_case(image, row, shown, problems) for image in chosen]
 
 
-def hardest(ranks: NDArray[np.float64], among: NDArray[np.bool_]) -> list[int]:
-    """Up to `MOST` of the images that are True in `among`, those of the lowest rank first."""
+def hardest(ranks: NDArray[np.float64], among: NDArray[np.bool_], most: int) -> list[int]:
+    """Up to `most` of the images that are True in `among`, those of the lowest rank first."""
     candidates = np.flatnonzero(among)
-    return candidates[np.argsort(ranks[candidates], kind="stable")[:MOST]].tolist()
+    return candidates[np.argsort(ranks[candidates], kind="stable")[:most]].tolist()
 
 
 def pictured(method: Method, row: Row) -> Run | None:
@@ -83,7 +90,7 @@ def _case(image: int, row: Row, shown: dict[str, Run], problems: list[Problem]) 
         if not found:
             found += [_panel("image", "", picture), _panel("ground truth", "", mask)]
         found.append(_panel(name, f"score {run.scores[row.name].scores[image]:.3f} ({run.name})", heat))
-    return Case(path=str(path), defect=first.defects[image], panels=tuple(found))
+    return Case(path=str(path), panels=tuple(found))
 
 
 def _read(path: Path) -> tuple[Image.Image, Image.Image, Image.Image]:

@@ -55,8 +55,8 @@ def configuration(config: Mapping[str, Any]) -> Configuration:
     """The configuration of a run, from its `config.yaml`.
 
     Raises:
-        PatchCoreError: no known method stands there, or an evaluation's models differ in more than what is set by
-            category.
+        PatchCoreError: no known method or no backbone stands there, or an evaluation's models differ in more than what
+            is set by category.
     """
     for stage, method in METHODS.items():
         if stage in config:
@@ -68,6 +68,8 @@ def configuration(config: Mapping[str, Any]) -> Configuration:
             sampler, stored = next(iter(models.values())).get("sampler"), True
         else:
             continue
+        if not (settings.get("backbone") or settings.get("backbones")):
+            raise PatchCoreError(f"config.yaml: {method} has no backbone")
         settings |= {name: config["dataset"][name] for name in _GEOMETRY_AND_TRAINING}
         if sampler:
             settings |= {"sampler": sampler["name"], "fraction": sampler["fraction"]}

@@ -54,15 +54,16 @@ def make_report(root: Path, reference: Path | None) -> Report:
     if not studies:
         found = "; ".join(f"{problem.name}: {problem.reason}" for problem in problems)
         raise PatchCoreError(f"no finished run in {root}{f' ({found})' if found else ''}")
+    most = gallery.affordable(studies)
     return Report(
         root=root,
-        chapters=tuple(_chapter(study, published, problems) for study in studies),
+        chapters=tuple(_chapter(study, published, most, problems) for study in studies),
         runs=tables.runs_table(studies),
         problems=tuple(problems),
     )
 
 
-def _chapter(study: Study, published: Published | None, problems: list[Problem]) -> Chapter:
+def _chapter(study: Study, published: Published | None, most: int, problems: list[Problem]) -> Chapter:
     judged = {metric: judge(study, metric) for metric in AUROCS}
     main = [tables.auroc_table(study, metric, lines, published) for metric, lines in judged.items()]
     further = [
@@ -78,6 +79,6 @@ def _chapter(study: Study, published: Published | None, problems: list[Problem])
         study=study,
         main=tuple(main),
         further=tuple(further),
-        gallery={row: gallery.cases(study, row, problems) for row in study.rows},
+        gallery={row: gallery.cases(study, row, most, problems) for row in study.rows},
         recommended=tuple(recommend(study, judged)),
     )

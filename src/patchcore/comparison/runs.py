@@ -21,6 +21,12 @@ from patchcore.types import PatchCoreError
 
 Read = TypeVar("Read")
 
+# What is read of `config.yaml`, besides the method.
+_NEEDED = {
+    "run": ("seed", "log_group"),
+    "dataset": ("name", "path", "categories", "resize", "imagesize", "train_val_split", "augment"),
+    "environment": ("processor", "threads", "gpus"),
+}
 RUN_FILES = ("config.yaml", "results.csv", "run.log")  # any of them marks the folder of a run
 
 
@@ -140,6 +146,9 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     config = _read_config(folder / "config.yaml")
     dataset = config["dataset"]
     expected = [f"{dataset['name']}_{category}" for category in dataset["categories"]]
+    test_set = config.get("test_set") or {}
+    if not all({"images", "fingerprint"} <= set(test_set.get(row) or ()) for row in expected):
+        raise PatchCoreError("config.yaml does not say what the test images were; was it made by an earlier version?")
     if not (folder / "results.csv").exists():
         raise PatchCoreError(f"unfinished: no results.csv, so {', '.join(expected)} are missing")
     rows = _read_results(folder / "results.csv")
@@ -154,7 +163,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
             problems.append(Problem(name=f"{name}/{path.relative_to(folder).as_posix()}", reason=str(error)))
             return None
 
-    sizes = {row: config["test_set"][row]["images"] for row in expected}
+    sizes = {row: test_set[row]["images"] for row in expected}
     files = folder / "anomaly_scores"
     scores = {row: optional(_read_scores, files / f"{row}.csv", sizes[row]) for row in expected}
     pairs = {row: optional(_read_pixel_pairs, files / f"{row}_pixels.npz", sizes[row]) for row in expected}
@@ -163,7 +172,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
         name=name,
         config=config,
         rows={row: rows[row] for row in expected},
-        test_sets={row: config["test_set"][row]["fingerprint"] for row in expected},
+        test_sets={row: test_set[row]["fingerprint"] for row in expected},
         defect_types=optional(_read_defect_types, folder / "defect_types.csv") or {},
         scores={row: found for row, found in scores.items() if found is not None},
         pixel_pairs={row: found for row, found in pairs.items() if found is not None},
@@ -177,9 +186,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise PatchCoreError("unfinished: no config.yaml") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PatchCoreError(f"{path}: damaged: {' '.join(str(error).split())}") from error
-    lacking = {"run", "dataset", "environment", "test_set"} - (set(config) if isinstance(config, dict) else set())
-    if lacking:
-        raise PatchCoreError(f"{path}: has no {', '.join(sorted(lacking))}; was it made by an earlier version?")
+    for section, names in _NEEDED.items():
+        found = config.get(section) if isinstance(config, dict) else None
+        lacking = [name for name in names if not isinstance(found, dict) or name not in found]
+        if lacking:
+            raise PatchCoreError(f"{path}: {section} has no {', '.join(lacking)}; was it made by an earlier version?")
     return config
 
 

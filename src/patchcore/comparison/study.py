@@ -119,9 +119,8 @@ def studies_of(runs: Sequence[Run], problems: list[Problem]) -> list[Study]:
     for run in runs:
         try:
             usable[run.name] = run, configuration(run.config)
-        except (PatchCoreError, KeyError, TypeError) as error:
-            reason = str(error) if isinstance(error, PatchCoreError) else f"config.yaml lacks {error}"
-            problems.append(Problem(name=run.name, reason=reason))
+        except PatchCoreError as error:
+            problems.append(Problem(name=run.name, reason=str(error)))
     groups = _connected({name: _tokens(run) for name, (run, _) in usable.items()})
     return [_study([usable[name] for name in group], problems) for group in groups]
 
