@@ -191,7 +191,7 @@ def test_what_is_left_out_is_said_everywhere(two_methods, compare, tmp_path):
     ended, _ = compare()
     assert ended.code == 0
     for text in (ended.out, *((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html"))):
-        assert "unfinished: no results.csv, so mpdd_plate, mpdd_bracket are missing" in text
+        assert "unfinished: no results.csv, missing mpdd_plate, mpdd_bracket" in text
 
 
 def test_without_scores_there_are_tables_but_no_best(tmp_path, compare):

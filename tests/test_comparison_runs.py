@@ -184,8 +184,8 @@ def cut(file, size):
 
 # What happens to a run, and what must be said of it; the run is left out.
 UNUSABLE = {
-    "no results": (lambda folder: (folder / "results.csv").unlink(), "unfinished: no results.csv, so mpdd_plate"),
-    "a category is missing": (without_a_category, "unfinished: results.csv has no mpdd_bracket"),
+    "no results": (lambda folder: (folder / "results.csv").unlink(), "unfinished: no results.csv, missing mpdd_plate"),
+    "a category is missing": (without_a_category, "unfinished: missing mpdd_bracket"),
     "no config": (lambda folder: (folder / "config.yaml").unlink(), "unfinished: no config.yaml"),
     "cut config": (cut("config.yaml", 60), "config.yaml: "),
     "config is no YAML": (replaced("config.yaml", "command: by hand", "command: ["), "config.yaml: damaged"),

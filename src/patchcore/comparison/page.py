@@ -74,7 +74,8 @@ def _card(one: Recommendation) -> str:
 def _table(table: Table) -> str:
     if not table.rows:
         return f"<h3>{_text(table.title)}</h3><p>None.</p>"
-    head = "".join(f'<th scope="col"><button type="button">{_text(name)}</button></th>' for name in table.header)
+    columns = zip(table.header, table.rows[0], strict=True)
+    head = "".join(_header(name, is_text=cell.value is None) for name, cell in columns)
     averages = [row for row in table.rows if row[0].text == AVERAGE]
     body = "".join(_row(row) for row in table.rows if row not in averages)
     foot = f"<tfoot>{''.join(map(_row, averages))}</tfoot>" if averages else ""
@@ -86,6 +87,11 @@ def _table(table: Table) -> str:
     if len(table.rows) > _FOLDED:
         return f"<details><summary><h3>{_text(table.title)}</h3></summary>{content}</details>"
     return f"<h3>{_text(table.title)}</h3>{content}"
+
+
+def _header(name: str, *, is_text: bool) -> str:
+    kind = ' class="words"' if is_text else ""
+    return f'<th scope="col"{kind}><button type="button">{_text(name)}</button></th>'
 
 
 def _row(cells: Sequence[Cell]) -> str:

@@ -81,7 +81,7 @@ class Run:
     def hardware(self) -> str:
         """What times depend on besides the method."""
         environment = self.config["environment"]
-        return f"{environment['processor']}, {environment['threads']} threads, GPU {environment['gpus']}"
+        return f"{environment['processor']}, threads: {environment['threads']}, GPUs: {environment['gpus']}"
 
     @cached_property
     def pictures(self) -> dict[tuple[str, str], Path]:
@@ -150,11 +150,11 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     if not all({"images", "fingerprint"} <= set(test_set.get(row) or ()) for row in expected):
         raise PatchCoreError("config.yaml does not say what the test images were; was it made by an earlier version?")
     if not (folder / "results.csv").exists():
-        raise PatchCoreError(f"unfinished: no results.csv, so {', '.join(expected)} are missing")
+        raise PatchCoreError(f"unfinished: no results.csv, missing {', '.join(expected)}")
     rows = _read_results(folder / "results.csv")
     missing = [row for row in expected if row not in rows]
     if missing:
-        raise PatchCoreError(f"unfinished: results.csv has no {', '.join(missing)}")
+        raise PatchCoreError(f"unfinished: missing {', '.join(missing)}")
 
     def optional(reader: Callable[..., Read], path: Path, *args: int) -> Read | None:
         try:
