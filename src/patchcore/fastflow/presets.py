@@ -36,7 +36,7 @@ PRESETS = {
         steps=20, kernels="3x3-1x1", hidden_ratio=0.16, layers=("blocks.40",), resize=448, imagesize=448
     ),
 }
-OTHERS = Preset(kernels="3x3-1x1", imagesize=224)  # the paper's kernels for all but ResNet18
+OTHERS = Preset(imagesize=224)
 
 
 def preset_of(backbone: str) -> Preset:
