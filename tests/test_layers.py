@@ -14,6 +14,7 @@ ROWS = [
     {"datasets"},
     {"datasets.folder", "datasets.synthetic", "backbones", "patches", "metrics", "scoring", "visualize"},
     {"features", "sampler", "memory_bank", "model_files", "results"},
+    {"feature_cache"},
     {"patchcore", "fastflow"},
     {"experiment", "comparison"},
     {"cli"},

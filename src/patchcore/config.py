@@ -20,7 +20,11 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run goes, on what it runs, and what it leaves beside `results.csv`."""
+    """Where a run goes, on what it runs, and what it leaves beside `results.csv`.
+
+    `feature_cache` is the folder of feature maps that runs share, `feature_cache_gib` how large it may become, None the
+    default.
+    """
 
     results_path: Path
     gpu: tuple[int, ...] = (0,)
@@ -31,8 +35,12 @@ class RunConfig:
     save_segmentation_images: bool = False
     save_anomaly_scores: bool = False
     resume: bool = False
+    feature_cache: Path | None = None
+    feature_cache_gib: float | None = None
 
     def __post_init__(self) -> None:
+        if self.feature_cache_gib is not None and self.feature_cache is None:
+            raise ValueError("--feature_cache_gib has no effect without --feature_cache")
         for name in ("log_group", "log_project"):
             value = getattr(self, name)
             if not value or Path(value).name != value or value.startswith("."):

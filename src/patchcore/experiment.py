@@ -29,6 +29,7 @@ from patchcore.datasets.folder import (
     scan_category,
     split_train,
 )
+from patchcore.feature_cache import FeatureCache
 from patchcore.scoring import Verdict, judge, min_max_normalise
 from patchcore.types import Output, PatchCoreError, Predictions, Sample
 
@@ -38,7 +39,10 @@ CONFIG = "config.yaml"
 TRAINING = "training"  # folder of what trainings record
 
 # Settings that a resumed run may have other values of.
-_MAY_DIFFER = {"gpu", "resume", "results_path", "num_workers", "weights_dir", "checkpoint_seconds", "faiss_num_workers"}
+_MAY_DIFFER = {
+    *("gpu", "resume", "results_path", "num_workers", "weights_dir", "checkpoint_seconds", "faiss_num_workers"),
+    *("feature_cache", "feature_cache_gib"),
+}
 
 
 class Detector(Protocol):
@@ -72,11 +76,13 @@ class Method(Protocol):
 
     Attributes:
         device: where the time of its stages is taken.
+        cache: where its detectors look for feature maps; None without one.
         fits: whether the detectors are to be fitted, rather than loaded ones.
         settings: what goes into `config.yaml`.
     """
 
     device: torch.device
+    cache: FeatureCache | None
     fits: bool
     settings: dict[str, Any]
 
@@ -217,6 +223,8 @@ def _run_category(
         len(category.test),
     )
     runtime.reset_peak_gpu(method.device)
+    if method.cache is not None:
+        method.cache.take_counts()  # those of a category that failed
     loop = _Loop(dataset, category, method.device)
     detector = method.detector(category.name)
     costs = loop.fit(detector, run.seed, folder / TRAINING / category.row) if method.fits else {}
@@ -251,6 +259,8 @@ def _run_category(
             results.write_pixel_pairs(target / f"{category.row}_pixels.npz", pairs)
     if run.save_model and method.fits:
         costs["model_mib"] = _save(detector, folder / "models" / category.row)
+    if method.cache is not None:
+        costs["cached_share"] = _cached_share(method.cache, category.name)
     costs["peak_host_mib"] = runtime.peak_host_mib()
     costs["peak_gpu_mib"] = runtime.peak_gpu_mib(method.device)
     if method.fits:
@@ -363,6 +373,14 @@ def _operating_point(rejected: NDArray[np.bool_], labels: NDArray[np.bool_]) -> 
         "defects_caught": float(rejected[labels].mean()) if labels.any() else float("nan"),
         "false_rejects": float(rejected[~labels].mean()) if not labels.all() else float("nan"),
     }
+
+
+def _cached_share(cache: FeatureCache, category: str) -> float:
+    """Say what the feature cache did for a category; returns the share of backbone passes that it saved."""
+    counts = cache.take_counts()
+    total = counts.found + counts.passed
+    log.info("%s: feature maps of %d of %d images from the cache", category, counts.found, total)
+    return counts.found / total
 
 
 def _save(detector: Detector, folder: Path) -> float:

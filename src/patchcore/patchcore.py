@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from patchcore.backbones import load_backbone
 from patchcore.config import PatchCoreConfig, PatchCoreLoaderConfig, SamplerConfig, TrainedOn
-from patchcore.features import FeatureExtractor, normalise
+from patchcore.feature_cache import FeatureCache, ImageFeatures
+from patchcore.features import FeatureExtractor
 from patchcore.memory_bank import MemoryBank, read_flat_index
 from patchcore.model_files import INDEX_FILE, PARAMS_FILE, MemberParams, StoredModel, prefixes_of, write_params
 from patchcore.patches import PatchEmbedding
@@ -30,7 +31,14 @@ from patchcore.types import Output, PatchCoreError
 class PatchEmbedder(nn.Module):
     """A frozen backbone and the patch embedding on its layers."""
 
-    def __init__(self, config: PatchCoreConfig, index: int, imagesize: int, devices: Sequence[torch.device]) -> None:
+    def __init__(
+        self,
+        config: PatchCoreConfig,
+        index: int,
+        imagesize: int,
+        devices: Sequence[torch.device],
+        cache: FeatureCache | None = None,
+    ) -> None:
         """Load backbone number `index`; it runs on the first of the devices, its bank may be spread over all."""
         super().__init__()
         device = devices[0]
@@ -43,16 +51,16 @@ class PatchEmbedder(nn.Module):
             pretrain_dimension=config.pretrain_embed_dimension,
             target_dimension=config.target_embed_dimension,
         ).to(device)
+        self.features = ImageFeatures(self.extractor, cache)
         self.device = device
         self.devices = list(devices)
 
     @torch.inference_mode()
     def forward(self, images: Tensor, timer: StageTimer) -> Tensor:
         """(B, 3, H, W) uint8 images on any device -> (B, h, w, D) float32 patch embeddings."""
-        with timer("backbone"):
-            maps = self.extractor(normalise(images.to(self.device, non_blocking=True)))
+        maps = self.features(images, timer)
         with timer("embedding"):
-            return self.embedding(list(maps.values()))
+            return self.embedding(maps)
 
 
 class PatchCore:
@@ -198,7 +206,9 @@ class PatchCore:
         )
 
 
-def load_embedders(config: PatchCoreConfig, imagesize: int, devices: Sequence[torch.device]) -> list[PatchEmbedder]:
+def load_embedders(
+    config: PatchCoreConfig, imagesize: int, devices: Sequence[torch.device], cache: FeatureCache | None = None
+) -> list[PatchEmbedder]:
     """Load every backbone of a configuration, the members spread over the devices.
 
     Raises:
@@ -211,7 +221,7 @@ def load_embedders(config: PatchCoreConfig, imagesize: int, devices: Sequence[to
             " memory bank over them"
         )
     shares = devices_of_members(members, devices)
-    return [PatchEmbedder(config, index, imagesize, share) for index, share in enumerate(shares)]
+    return [PatchEmbedder(config, index, imagesize, share, cache) for index, share in enumerate(shares)]
 
 
 def devices_of_members(members: int, devices: Sequence[torch.device]) -> list[list[torch.device]]:
@@ -230,10 +240,12 @@ class TrainedPatchCore:
         sampler: SamplerConfig,
         trained_on: TrainedOn,
         devices: Sequence[torch.device],
+        cache: FeatureCache | None = None,
     ) -> None:
         self.device = devices[0]
+        self.cache = cache
         self.settings = {"patch_core": config, "sampler": sampler}
-        embedders = load_embedders(config, trained_on.imagesize, devices)
+        embedders = load_embedders(config, trained_on.imagesize, devices, cache)
         self._detector = partial(PatchCore, embedders, config, sampler, trained_on)
 
     def detector(self, category: str) -> PatchCore:
@@ -253,16 +265,21 @@ class StoredPatchCore:
     fits = False
 
     def __init__(
-        self, models: Mapping[str, StoredModel], loader: PatchCoreLoaderConfig, devices: Sequence[torch.device]
+        self,
+        models: Mapping[str, StoredModel],
+        loader: PatchCoreLoaderConfig,
+        devices: Sequence[torch.device],
+        cache: FeatureCache | None = None,
     ) -> None:
         self.device = devices[0]
+        self.cache = cache
         self.settings = {"patch_core_loader": loader, "models": dict(models)}
         self._models = dict(models)
         self._embedders: dict[tuple[PatchCoreConfig, int], list[PatchEmbedder]] = {}
         for model in models.values():
             key = model.config, model.trained_on.imagesize
             if key not in self._embedders:
-                self._embedders[key] = load_embedders(*key, devices)
+                self._embedders[key] = load_embedders(*key, devices, cache)
 
     def detector(self, category: str) -> PatchCore:
         """The detector that is stored for a category."""

@@ -159,7 +159,7 @@ def environment() -> dict[str, str]:
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(gpus) or "none",
     }
@@ -173,7 +173,8 @@ def _faiss_version() -> str:
     return faiss.__version__
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, and how many threads it runs."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -12,6 +12,7 @@ import click
 
 from patchcore.cli.run import (
     OneLineErrors,
+    cache_for,
     check_categories,
     checked,
     dataset_options,
@@ -263,7 +264,7 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
         seed=run.seed,
     )
     views = VIEWS if dataset.augment else 1
-    execute(run, dataset, TrainedFastFlow(config, configs, trained_on, device, views))
+    execute(run, dataset, TrainedFastFlow(config, configs, trained_on, device, views, cache_for(run)))
 
 
 def configurations(stage: FastFlowStage, categories: Sequence[str]) -> tuple[FastFlowConfig, dict[str, FastFlowConfig]]:
@@ -374,7 +375,7 @@ def _evaluate(ctx: click.Context, stages: list[Any], debug: bool, **settings: An
     device = _one_device(run)
     check_categories(dataset)
     by_category = {category: models[folder] for category, folder in folders.items()}
-    execute(run, dataset, StoredFastFlow(by_category, loader, device))
+    execute(run, dataset, StoredFastFlow(by_category, loader, device, cache_for(run)))
 
 
 for _stage in (fastflow_loader_stage, stored_dataset_stage):

@@ -12,6 +12,7 @@ import click
 from patchcore.backbones import BACKBONES
 from patchcore.cli.run import (
     OneLineErrors,
+    cache_for,
     check_categories,
     checked,
     dataset_stage,
@@ -209,7 +210,7 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
         train_val_split=dataset.train_val_split,
         seed=run.seed,
     )
-    execute(run, dataset, TrainedPatchCore(config, sampler, trained_on, devices))
+    execute(run, dataset, TrainedPatchCore(config, sampler, trained_on, devices, cache_for(run)))
 
 
 for _stage in (patch_core_stage, sampler_stage, dataset_stage):
@@ -271,7 +272,7 @@ def _evaluate(ctx: click.Context, stages: list[Any], debug: bool, **settings: An
     devices = devices_for(run)
     check_categories(dataset)
     by_category = {category: models[folder] for category, folder in folders.items()}
-    execute(run, dataset, StoredPatchCore(by_category, loader, devices))
+    execute(run, dataset, StoredPatchCore(by_category, loader, devices, cache_for(run)))
 
 
 for _stage in (patch_core_loader_stage, stored_dataset_stage):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from patchcore.experiment import Method
+    from patchcore.feature_cache import FeatureCache
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,19 @@ _RUN_OPTIONS: Sequence[Callable] = (
         "--resume",
         is_flag=True,
         help="Go on with the newest run of this group: what is finished is kept. Starts one where there is none.",
+    ),
+    click.option(
+        "--feature_cache",
+        default=None,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder to keep feature maps in, so that later runs on the same images need no backbone pass.",
+    ),
+    click.option(
+        "--feature_cache_gib",
+        default=None,
+        show_default="20",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Size of that folder; what was used longest ago is deleted.",
     ),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
@@ -235,6 +249,15 @@ def devices_for(run: RunConfig) -> list[torch.device]:
     if notice:
         log.info(notice)
     return devices
+
+
+def cache_for(run: RunConfig) -> FeatureCache | None:
+    """The cache of feature maps that `--feature_cache` names, if it does."""
+    from patchcore.feature_cache import DEFAULT_GIB, FeatureCache
+
+    if run.feature_cache is None:
+        return None
+    return FeatureCache(run.feature_cache, int((run.feature_cache_gib or DEFAULT_GIB) * 2**30))
 
 
 def check_categories(dataset: DatasetConfig) -> None:

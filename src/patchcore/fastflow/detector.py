@@ -17,6 +17,7 @@ from patchcore.fastflow.network import Network
 from patchcore.fastflow.record import TrainingRecord
 from patchcore.fastflow.samples import collect
 from patchcore.fastflow.training import train
+from patchcore.feature_cache import FeatureCache
 from patchcore.runtime import StageTimer
 from patchcore.scoring import anomaly_maps
 from patchcore.types import Output, PatchCoreError
@@ -202,15 +203,17 @@ class TrainedFastFlow:
         trained_on: TrainedOn,
         device: torch.device,
         views: int,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.device = device
+        self.cache = cache
         self.settings = {"fastflow": config}
         if config.class_specific:
             self.settings["fastflow_by_category"] = dict(configs)
         self._configs = dict(configs)
         self._trained_on = trained_on
         self._views = views
-        self._network = Network(config, trained_on.imagesize, device)
+        self._network = Network(config, trained_on.imagesize, device, cache)
 
     def detector(self, category: str) -> FastFlow:
         """A detector that has learnt nothing yet."""
@@ -227,14 +230,22 @@ class StoredFastFlow:
 
     fits = False
 
-    def __init__(self, models: Mapping[str, StoredModel], loader: FastFlowLoaderConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, StoredModel],
+        loader: FastFlowLoaderConfig,
+        device: torch.device,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self.device = device
+        self.cache = cache
         self.settings = {"fastflow_loader": loader, "models": dict(models)}
         self._models = dict(models)
         self._networks: dict[tuple, Network] = {}
         for model in models.values():
             if _network_key(model) not in self._networks:
-                self._networks[_network_key(model)] = Network(model.config, model.trained_on.imagesize, device)
+                network = Network(model.config, model.trained_on.imagesize, device, cache)
+                self._networks[_network_key(model)] = network
 
     def detector(self, category: str) -> FastFlow:
         """The detector that is stored for a category."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from patchcore.backbones import load_backbone
 from patchcore.config import FastFlowConfig
 from patchcore.fastflow.tiles import Tiling
-from patchcore.features import FeatureExtractor, feature_scales, normalise
+from patchcore.feature_cache import FeatureCache, ImageFeatures
+from patchcore.features import FeatureExtractor, feature_scales
 from patchcore.runtime import StageTimer
 from patchcore.types import PatchCoreError
 
@@ -22,10 +24,13 @@ class Network:
 
     Attributes:
         channels: C of every layer.
+        nbytes_per_input: what the feature maps of one backbone input take.
         tiling: None for whole images.
     """
 
-    def __init__(self, config: FastFlowConfig, imagesize: int, device: torch.device) -> None:
+    def __init__(
+        self, config: FastFlowConfig, imagesize: int, device: torch.device, cache: FeatureCache | None = None
+    ) -> None:
         """Load the backbone of a configuration for images of `imagesize`.
 
         Raises:
@@ -44,6 +49,8 @@ class Network:
         self.extractor = FeatureExtractor(backbone, layers).to(device)
         shapes = self.extractor.layer_shapes((self.inputsize, self.inputsize))
         self.channels = [channels for channels, _, _ in shapes.values()]
+        self.nbytes_per_input = sum(math.prod(shape) for shape in shapes.values()) * torch.float32.itemsize
+        self._features = ImageFeatures(self.extractor, cache)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -68,25 +75,19 @@ class Network:
         """The inputs of a batch of images, in numbers that the backbone can take at once."""
         return iter(self.pieces(images).split(max(CHUNK, len(images))))
 
-    @torch.no_grad()
-    def features(self, pieces: Tensor, timer: StageTimer) -> list[Tensor]:
+    def features(self, pieces: Tensor, timer: StageTimer, *, cached: bool = True) -> list[Tensor]:
         """Feature maps of backbone inputs.
 
         Args:
             pieces: (B, 3, S, S) uint8 on any device.
-            timer: told the time of the stage `backbone`.
+            timer: told the time of the stages `backbone` and, with a cache, `cache`.
+            cached: False for inputs that will not come again.
 
         Returns:
             (B, C, h, w) float32 per layer, on the device.
         """
-        with timer("backbone"):
-            return list(self.extractor(normalise(pieces.to(self.device, non_blocking=True))).values())
+        return self._features(pieces, timer, cached=cached)
 
     def whole_maps(self, maps: Tensor) -> Tensor:
         """(B * inputs_per_image, S, S) maps of the backbone inputs -> (B, H, W) maps of the images."""
         return self.tiling.blend(maps) if self.tiling else maps
-
-
-def nbytes(maps: Sequence[Tensor]) -> int:
-    """Bytes of feature maps."""
-    return sum(x.numel() * x.element_size() for x in maps)

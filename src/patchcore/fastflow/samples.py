@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from patchcore.fastflow.brightness import jittered
-from patchcore.fastflow.network import Network, nbytes
+from patchcore.fastflow.network import Network
 from patchcore.runtime import StageTimer, available_bytes
 
 log = logging.getLogger(__name__)
@@ -38,17 +38,14 @@ def collect(
         batches: (B, 3, H, W) uint8 images, `num_images` in all.
         brightness_jitter: share by which images become brighter or darker; 0 leaves features as they are.
     """
-    batches = iter(batches)
-    first = next(batches)
-    total = nbytes(network.features(next(network.chunks(first[:1]))[:1], timer))
-    total *= num_images * network.inputs_per_image
+    total = num_images * network.inputs_per_image * network.nbytes_per_input
     place = _place_for(total, network.device)
     if brightness_jitter or place is None:
         if not brightness_jitter:
             log.info("features would take %.1f GiB: they are computed anew in every epoch", total / 2**30)
-        return ImageSamples(_chain(first, batches), num_images, network, brightness_jitter, timer)
+        return ImageSamples(batches, num_images, network, brightness_jitter, timer)
     log.debug("features of the training images: %.0f MiB on %s", total / 2**20, place)
-    return FeatureSamples(_chain(first, batches), num_images, network, place, timer)
+    return FeatureSamples(batches, num_images, network, place, timer)
 
 
 def _place_for(size: int, device: torch.device) -> torch.device | None:
@@ -57,11 +54,6 @@ def _place_for(size: int, device: torch.device) -> torch.device | None:
         if size <= _SHARE * available_bytes(place):
             return place
     return None
-
-
-def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
-    yield first
-    yield from rest
 
 
 class FeatureSamples:
@@ -115,6 +107,7 @@ class ImageSamples:
         per_image = self._network.inputs_per_image
         pieces = [self._network.pieces(self._images[i // per_image][None])[i % per_image] for i in indices.tolist()]
         images = torch.stack(pieces)
-        if self._jitter and generator is not None:
+        jitter = self._jitter and generator is not None
+        if jitter:
             images = jittered(images, self._jitter, generator)
-        return self._network.features(images, self._timer)
+        return self._network.features(images, self._timer, cached=not jitter)
