@@ -436,6 +436,50 @@ def test_an_interruption_ends_with_130_and_keeps_what_is_finished(run, monkeypat
     assert not (tmp_path / "first").exists()
 
 
+def test_a_resumed_run_does_what_is_missing(run, monkeypatch, tmp_path):
+    from patchcore import experiment
+
+    real = experiment._write_overlays
+
+    def killed(folder, predictions, pictures):
+        real(folder, predictions, pictures)
+        if "bracket" in folder.name:
+            raise KeyboardInterrupt
+
+    dataset = (*SMALL, "-d", "metal_plate", "-d", "bracket_white")
+    saving = ("--save_segmentation_images", "--save_patchcore_model")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_write_overlays", killed)
+        ended, folder = run(run=saving, dataset=dataset)
+    assert ended.code == 130
+    assert (folder / "segmentation_images" / "mpdd_bracket_white").is_dir()  # in the way of the next
+    before = (folder / "models" / "mpdd_metal_plate" / "patchcore_params.json").stat().st_mtime_ns
+    ended, folder = run(run=(*saving, "--resume"), dataset=dataset)
+    assert ended.code == 0, ended.err
+    assert list(read_results(folder / "results.csv")) == ["mpdd_metal_plate", "mpdd_bracket_white", "Mean"]
+    assert (folder / "models" / "mpdd_metal_plate" / "patchcore_params.json").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "project").iterdir())) == 1
+    defect_types = (folder / "defect_types.csv").read_text()
+    assert "mpdd_metal_plate" in defect_types
+    assert "mpdd_bracket_white" in defect_types
+
+
+def test_resume_takes_the_newest_run_and_refuses_other_settings(run):
+    run()
+    _, newest = run()
+    (newest / "results.csv").unlink()
+    ended, _ = run(run=("--resume",))
+    assert ended.code == 0, ended.err
+    assert (newest / "results.csv").exists()
+    ended, _ = run(run=("--resume",), patch_core=(*RANDOM, "--patchsize", "5"))
+    assert ended.code == 1
+    assert f"--resume: {newest} was begun with patch_core patchsize 3, now it is 5" in ended.err
+    (newest / "config.yaml").write_text("{")
+    ended, _ = run(run=("--resume",))
+    assert ended.code == 1
+    assert f"{newest / 'config.yaml'}: cannot read the settings" in ended.err
+
+
 def test_the_command_in_config_yaml_repeats_the_run(run, tmp_path):
     _, folder = run(run=("--save_anomaly_scores",))
     lines = (folder / "config.yaml").read_text().splitlines()

@@ -9,7 +9,9 @@ from patchcore.scoring import (
     decision_values,
     ensemble_mean,
     image_scores,
+    judge,
     min_max_normalise,
+    p_values,
     patch_scores,
     threshold_from_good,
 )
@@ -66,3 +68,23 @@ def test_decision_values_of_an_ensemble_do_not_depend_on_the_other_test_images()
     assert alone.tolist() == values[:1].tolist()
     single, _ = decision_values(raw[:1], held_out[:1])
     assert single.tolist() == [1.0, 4.0]
+
+
+def test_p_values_by_hand():
+    good = np.array([3.0, 1.0, 2.0])
+    assert p_values(np.array([0.5, 2.0, 2.5, 3.5]), good).tolist() == [4 / 4, 3 / 4, 2 / 4, 1 / 4]
+
+
+def test_p_values_of_good_images_are_valid():
+    """At most a share p of good images may get a p-value up to p."""
+    scores = np.random.default_rng(0).lognormal(size=(2000, 20))
+    values = np.array([p_values(row[:1], row[1:])[0] for row in scores])
+    for share in (0.05, 0.1, 0.25, 0.5):
+        assert (values <= share).mean() == pytest.approx(share, abs=0.03)
+
+
+def test_a_verdict_holds_images_against_held_out_ones():
+    verdict = judge(np.array([[1.0, 5.0, 4.0]]), np.array([[2.0, 4.0]]))
+    assert verdict.threshold == 4
+    assert verdict.rejected.tolist() == [False, True, False]
+    assert verdict.of(1) == (5.0, 1, pytest.approx(1 / 3))

@@ -96,8 +96,8 @@ _RESNET_BASIC = _layers(64, 128, 256)
 _RESNET = _layers(256, 512, 1024)
 _DENSE = tuple(f"features.denseblock{index}" for index in (1, 2, 3))
 
-# The original, to whose names those of the FastFlow paper are added, loaded torchvision's first ImageNet weights and timm's defaults of versions 0.4 to 0.6; the
-# tags are today's names for those.
+# Names of the original, and those of the FastFlow paper. The original loaded torchvision's first ImageNet weights and
+# timm's defaults of versions 0.4 to 0.6; the tags are today's names for those.
 BACKBONES: dict[str, Entry] = {
     OFFLINE_BACKBONE: Entry(
         "builtin",
