@@ -267,3 +267,13 @@ def test_gpu_search_equals_cpu_search(reaches_gpu, monkeypatch):
     result = MemoryBank(bank.cuda(), on_gpu=True).distances(queries.cuda(), 3)
     assert result.is_cuda
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_bank_without_room_on_the_gpu_is_searched_on_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(memory_bank, "available_bytes", lambda device: 2**20)
+    bank = MemoryBank(torch.rand(40, 16).cuda(), on_gpu=True)
+    assert bank.search.name == "faiss-cpu"
+    assert "no room there for a bank of 0 MiB" in caplog.text
+    assert bank.distances(torch.rand(3, 16).cuda(), 2).is_cuda

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
+from patchcore import patch_store
 from patchcore import patchcore as module
 from patchcore.config import PatchCoreConfig, PatchCoreLoaderConfig, SamplerConfig, TrainedOn
 from patchcore.memory_bank import read_flat_index, write_flat_index
@@ -159,6 +160,21 @@ def test_an_ensemble_is_the_mean_of_its_normalised_members():
         normalised = [(member - member.min()) / (member.max() - member.min()) for member in members]
         np.testing.assert_allclose(getattr(result, name), np.mean(normalised, axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result.raw_scores, [single.scores for single in singles], rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_full_gpu_leaves_the_patches_to_the_host(on_gpu, monkeypatch):
+    config = replace(THREE, faiss_on_gpu=on_gpu)
+    sampler = SamplerConfig(name="approx_greedy_coreset", fraction=0.3)
+    outputs = []
+    for free in (2**40, 0):
+        monkeypatch.setattr(patch_store, "available_bytes", lambda device, free=free: free)
+        detector = PatchCore(load_embedders(config, SIZE, [torch.device("cuda:0")]), config, sampler, TRAINED_ON)
+        detector.fit(images(6).split(4), 6, generator(), timer())
+        outputs.append(predicted(detector))
+    np.testing.assert_allclose(outputs[1].raw_scores, outputs[0].raw_scores, rtol=1e-3)
 
 
 def test_members_are_spread_over_the_devices():

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,6 +89,9 @@ class Method(Protocol):
     def detector(self, category: str) -> Detector:
         """A detector for `category`, fresh or loaded."""
 
+    def expected_bytes(self, num_images: int) -> Mapping[torch.device, int]:
+        """What a detector holds of so many training images, by device."""
+
 
 @dataclass
 class Summary:
@@ -140,6 +143,9 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
     with runtime.removed_unless([folder, *new], worth_keeping), _log_file(folder / "run.log"):
         if not (folder / CONFIG).exists():
             results.write_yaml(folder / CONFIG, content)
+        unfinished = [category for category in categories if category.row not in summary.rows]
+        if unfinished:
+            _say_expected_memory(method, max((_images(category.train, dataset) for category in unfinished), key=len))
         for category in categories:
             if category.row in summary.rows:
                 log.info("%s: finished before, skipped", category.name)
@@ -192,6 +198,19 @@ def check_resumable(folder: Path, content: dict[str, Any]) -> None:
                     f"--resume: {folder} was begun with {section} {name} {old.get(name)!r}, now it is"
                     f" {now.get(name)!r}: repeat the settings, or leave --resume out to start a new run"
                 )
+
+
+def _say_expected_memory(method: Method, images: ImageDataset) -> None:
+    """Say what training on the largest category takes, and warn where that is more than there is."""
+    for device, expected in method.expected_bytes(len(images)).items():
+        free = runtime.available_bytes(device)
+        memory = "host memory" if device.type == "cpu" else f"memory on {device}"
+        sizes = f"{runtime.in_words(expected)} of {memory}, {runtime.in_words(free)} are free"
+        needs = f"{len(images)} training images take about {sizes}"
+        if expected > free:
+            log.warning("%s: expect the run to swap or end; fewer images or a smaller --imagesize take less", needs)
+        else:
+            log.info(needs)
 
 
 def _category_outputs(folder: Path, category: _Category) -> list[Path]:
@@ -273,7 +292,7 @@ class _Loop:
     """Feeds the images of a category to a detector and takes the time."""
 
     def __init__(self, dataset: DatasetConfig, category: _Category, device: torch.device) -> None:
-        self.geometry = Geometry(resize=dataset.resize, imagesize=dataset.imagesize)
+        self.geometry = _geometry(dataset)
         self._dataset = dataset
         self._category = category
         self._device = device
@@ -281,7 +300,7 @@ class _Loop:
     def fit(self, detector: Detector, seed: int, folder: Path) -> dict[str, float]:
         """Fit the detector; returns the seconds that it took, in all and by stage."""
         timer = runtime.StageTimer(self._device)
-        images = ImageDataset(self._category.train, self.geometry, augment=self._dataset.augment)
+        images = _images(self._category.train, self._dataset)
         begin = time.perf_counter()
         batches = self._batches(images, timer, "training")
         detector.fit(batches, len(images), torch.Generator().manual_seed(seed), timer, folder)
@@ -319,6 +338,15 @@ class _Loop:
             for batch in timer.waiting("decode", iter(loader)):
                 yield batch
                 bar.update(len(batch))
+
+
+def _geometry(dataset: DatasetConfig) -> Geometry:
+    return Geometry(resize=dataset.resize, imagesize=dataset.imagesize)
+
+
+def _images(train: Sequence[Sample], dataset: DatasetConfig) -> ImageDataset:
+    """The training images, augmented if they are to be."""
+    return ImageDataset(train, _geometry(dataset), augment=dataset.augment)
 
 
 def _measure(predictions: Predictions, category: str) -> dict[str, float]:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from patchcore.pruned_search import PrunedSearch
+from patchcore.runtime import available_bytes, in_words
 from patchcore.types import PatchCoreError
 
 log = logging.getLogger(__name__)
 
+GPU_SEARCH_BYTES = 2**31  # what a search on the GPU takes besides its bank; FAISS alone sets 1.5 GiB aside
 TORCH_DISTANCES = 2**25  # distances that the torch search holds at once
 PRUNED_ROWS = 1000  # smaller banks, and narrower ones, are searched as fast without pruning
 PRUNED_DIMENSION = 128
@@ -159,12 +161,17 @@ class MemoryBank:
 
     def _choose_search(self, on_gpu: bool, num_workers: int | None, devices: Sequence[torch.device]) -> Search:
         if on_gpu and self.features.is_cuda:
-            if not faiss_reaches_gpu():
-                log.warning("FAISS cannot use the GPU here (not installed or without CUDA): torch searches there")
-            search = spread(self.features, devices, FaissGpuSearch if faiss_reaches_gpu() else TorchSearch)
-            self.features = self.features.cpu()  # the GPU holds the search's copy; this one is for saving
-            return search
-        if on_gpu:
+            bank, self.features = self.features, self.features.cpu()  # the one on the host is for saving
+            share = bank.nbytes // len(devices) + GPU_SEARCH_BYTES
+            if all(share <= available_bytes(device) for device in devices):
+                if not faiss_reaches_gpu():
+                    log.warning("FAISS cannot use the GPU here (not installed or without CUDA): torch searches there")
+                return spread(bank, devices, FaissGpuSearch if faiss_reaches_gpu() else TorchSearch)
+            log.warning(
+                "--faiss_on_gpu: no room there for a bank of %s and its search, searching on the CPU",
+                in_words(bank.nbytes),
+            )
+        elif on_gpu:
             log.warning("--faiss_on_gpu: the features are not on a CUDA device, searching on the CPU")
         self.features = self.features.cpu()
         if faiss_installed():

@@ -6,6 +6,8 @@ reads its images once.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,11 +23,14 @@ from patchcore.feature_cache import FeatureCache, ImageFeatures
 from patchcore.features import FeatureExtractor
 from patchcore.memory_bank import MemoryBank, read_flat_index
 from patchcore.model_files import INDEX_FILE, PARAMS_FILE, MemberParams, StoredModel, prefixes_of, write_params
+from patchcore.patch_store import BankSize, PatchStore, expected_bytes, places
 from patchcore.patches import PatchEmbedding
-from patchcore.runtime import StageTimer, progress_bar
-from patchcore.sampler import sample
+from patchcore.runtime import StageTimer, in_words, progress_bar
+from patchcore.sampler import kept_of, sample
 from patchcore.scoring import anomaly_maps, ensemble_mean, image_scores, patch_scores
 from patchcore.types import Output, PatchCoreError
+
+log = logging.getLogger(__name__)
 
 
 class PatchEmbedder(nn.Module):
@@ -45,6 +50,7 @@ class PatchEmbedder(nn.Module):
         backbone = load_backbone(config.backbones[index], weights=config.weights, weights_dir=config.weights_dir)
         self.extractor = FeatureExtractor(backbone, config.layers[index]).to(device)
         shapes = self.extractor.layer_shapes((imagesize, imagesize))
+        _, *self.grid = next(iter(shapes.values()))  # patches along the height and the width of an image
         self.embedding = PatchEmbedding(
             [channels for channels, _, _ in shapes.values()],
             patchsize=config.patchsize,
@@ -104,19 +110,24 @@ class PatchCore:
         """
         if self.sampler is None:
             raise ValueError("the original's folders do not name a sampler: fit a detector that has one")
-        stores = [_PatchStore(num_images) for _ in self.embedders]
+        sizes = bank_sizes(self.embedders, self.sampler, num_images)
+        devices = [embedder.device for embedder in self.embedders]
+        stores = []
+        for size, device, place in zip(sizes, devices, places(sizes, devices), strict=True):
+            if place != device:
+                log.info("%s has no room for %s of patches: the host keeps them", device, in_words(size.store_bytes))
+            stores.append(PatchStore(size, place))
         for images in batches:
             for embedder, store in zip(self.embedders, stores, strict=True):
                 store.add(embedder(images, timer))
         self.banks_ = []
-        while stores:  # one after the other, so that only one member's patches and bank coexist
+        for embedder in self.embedders:  # one after the other, so that only one member's patches and bank coexist
             features = stores.pop(0).features()
-            kept = int(self.sampler.fraction * len(features))
-            with timer("coreset"), progress_bar("coreset", kept, "patch") as bar:
-                chosen = sample(features, self.sampler, generator, bar.update)
+            with timer("coreset"), progress_bar("coreset", kept_of(len(features), self.sampler), "patch") as bar:
+                chosen = sample(features, self.sampler, generator, bar.update, embedder.device)
             whole = len(chosen) == len(features)
-            kept_features = features if whole else features[chosen.to(features.device)]
-            self.banks_.append(self._bank(kept_features, self.embedders[len(self.banks_)]))
+            kept = features if whole else features[chosen.to(features.device)]
+            self.banks_.append(self._bank(kept.to(embedder.device), embedder))
         return self
 
     def predict(self, batches: Iterable[Tensor], timer: StageTimer) -> Output:
@@ -224,6 +235,15 @@ def load_embedders(
     return [PatchEmbedder(config, index, imagesize, share, cache) for index, share in enumerate(shares)]
 
 
+def bank_sizes(embedders: Sequence[PatchEmbedder], sampler: SamplerConfig, num_images: int) -> list[BankSize]:
+    """What training on so many images gathers and keeps, by member."""
+    patches = [num_images * math.prod(embedder.grid) for embedder in embedders]
+    return [
+        BankSize(patches=count, kept=kept_of(count, sampler), dimension=embedder.embedding.target_dimension)
+        for count, embedder in zip(patches, embedders, strict=True)
+    ]
+
+
 def devices_of_members(members: int, devices: Sequence[torch.device]) -> list[list[torch.device]]:
     """Deal devices out to the members of an ensemble; members share one only where there are too few."""
     return [list(devices[index::members]) or [devices[index % len(devices)]] for index in range(members)]
@@ -245,12 +265,18 @@ class TrainedPatchCore:
         self.device = devices[0]
         self.cache = cache
         self.settings = {"patch_core": config, "sampler": sampler}
-        embedders = load_embedders(config, trained_on.imagesize, devices, cache)
-        self._detector = partial(PatchCore, embedders, config, sampler, trained_on)
+        self._sampler = sampler
+        self._embedders = load_embedders(config, trained_on.imagesize, devices, cache)
+        self._detector = partial(PatchCore, self._embedders, config, sampler, trained_on)
 
     def detector(self, category: str) -> PatchCore:
         """A detector that remembers nothing yet."""
         return self._detector()
+
+    def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
+        """What the patches of so many images and building the bank from them take, by device."""
+        sizes = bank_sizes(self._embedders, self._sampler, num_images)
+        return expected_bytes(sizes, [embedder.device for embedder in self._embedders])
 
 
 class StoredPatchCore:
@@ -286,26 +312,6 @@ class StoredPatchCore:
         model = self._models[category]
         return PatchCore.load(model, self._embedders[model.config, model.trained_on.imagesize])
 
-
-class _PatchStore:
-    """Collects the patches of a known number of images without holding them twice."""
-
-    def __init__(self, num_images: int) -> None:
-        self._num_images = num_images
-        self._features: Tensor | None = None
-        self._filled = 0
-
-    def add(self, patches: Tensor) -> None:
-        """Append (B, h, w, D) patches."""
-        if self._features is None:
-            rows = self._num_images * patches[0, ..., 0].numel()
-            self._features = patches.new_empty(rows, patches.shape[-1])
-        rows = patches.flatten(0, 2)
-        self._features[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-
-    def features(self) -> Tensor:
-        """All patches, (N, D)."""
-        if self._features is None or self._filled != len(self._features):
-            raise ValueError(f"expected the patches of {self._num_images} images, got {self._filled} patches")
-        return self._features
+    def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
+        """Nothing: no detector is trained."""
+        return {}

@@ -98,16 +98,22 @@ def progress_bar(name: str, total: int, unit: str) -> tqdm:
 
 
 def available_bytes(device: torch.device) -> int:
-    """The free memory of a CUDA device or of the host; on the host what can be had without swapping."""
+    """The free memory of a CUDA device, with what torch holds in reserve, or of the host without swapping."""
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 4 * 2**30
+
+
+def in_words(size: float) -> str:
+    """Bytes for people, such as "320 MiB" or "1.3 GiB"."""
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
 
 
 def peak_host_mib() -> float:

@@ -24,65 +24,69 @@ NUM_STARTING_POINTS = 10
 CANDIDATES = 2048  # size of the small set in which a batch of picks is made
 CPU_PRODUCT_ELEMENTS = 2**18  # distances held at once on the CPU, so that they stay in its cache (1 MiB)
 GPU_PRODUCT_ELEMENTS = 2**27
+TRANSFERRED_ROWS = 2**16  # points that are brought to another device at a time
 
 Progress = Callable[[int], None]  # told how many points have been picked since the last call
 
 
+def kept_of(patches: int, config: SamplerConfig) -> int:
+    """How many of so many patches a sampler keeps: identity all, others their share, rounded down, at least one."""
+    return patches if config.name == "identity" else max(1, int(config.fraction * patches))
+
+
 def sample(
-    features: Tensor, config: SamplerConfig, generator: torch.Generator, progress: Progress | None = None
+    features: Tensor,
+    config: SamplerConfig,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Choose the patches that the memory bank keeps.
 
     Args:
         features: (N, D) float32.
-        config: which sampler, and the share kept: int(fraction * N) patches, at least one.
+        config: which sampler, and the share kept, see `kept_of`.
         generator: a CPU generator, the source of every random choice.
         progress: called with the number of new picks while a greedy sampler works.
+        device: where greedy samplers compute distances; None means where the features are.
 
     Returns:
         (K,) int64 row indices on the CPU; in the order of choice for the greedy samplers.
     """
-    count = max(1, int(config.fraction * len(features)))
-    return _SAMPLERS[config.name](features, count, generator, progress)
+    count = kept_of(len(features), config)
+    if config.name == "identity":
+        return torch.arange(len(features))
+    if config.name == "random":
+        return torch.randperm(len(features), generator=generator)[:count].sort().values
+    points = project(features, generator, device or features.device)
+    if config.name == "greedy_coreset":
+        distances = full_initial_distances(points)
+    else:
+        starts = torch.randperm(len(points), generator=generator)[:NUM_STARTING_POINTS]
+        distances = approx_initial_distances(points, starts)
+    return greedy_order(points, distances, count, progress)
 
 
-def _identity(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
-    return torch.arange(len(features))
-
-
-def _random(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
-    return torch.randperm(len(features), generator=generator)[:count].sort().values
-
-
-def _greedy(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
-    points = project(features, generator)
-    return greedy_order(points, full_initial_distances(points), count, progress)
-
-
-def _approx_greedy(features: Tensor, count: int, generator: torch.Generator, progress: Progress | None) -> Tensor:
-    points = project(features, generator)
-    starts = torch.randperm(len(points), generator=generator)[:NUM_STARTING_POINTS]
-    return greedy_order(points, approx_initial_distances(points, starts), count, progress)
-
-
-_SAMPLERS: dict[str, Callable[[Tensor, int, torch.Generator, Progress | None], Tensor]] = {
-    "identity": _identity,
-    "random": _random,
-    "greedy_coreset": _greedy,
-    "approx_greedy_coreset": _approx_greedy,
-}
-
-
-def project(features: Tensor, generator: torch.Generator) -> Tensor:
+def project(features: Tensor, generator: torch.Generator, device: torch.device | None = None) -> Tensor:
     """Project (N, D) features to (N, PROJECTION_DIMENSION) by a random linear map, unless D is that already.
 
     The map has the distribution of an untrained linear layer, uniform in +-1/sqrt(D), as in the original.
+
+    Args:
+        device: where the result is; None means where the features are. Another takes the features in parts.
     """
+    device = device or features.device
     dimension = features.shape[1]
     if dimension == PROJECTION_DIMENSION:
-        return features
+        return features.to(device)
     mapping = torch.rand(dimension, PROJECTION_DIMENSION, generator=generator) * 2 - 1  # (D, P)
-    return features @ (mapping / dimension**0.5).to(features.device)
+    mapping = (mapping / dimension**0.5).to(device)
+    if device == features.device:
+        return features @ mapping
+    points = features.new_empty(len(features), PROJECTION_DIMENSION, device=device)
+    for there, here in zip(points.split(TRANSFERRED_ROWS), features.split(TRANSFERRED_ROWS), strict=True):
+        torch.mm(here.to(device), mapping, out=there)
+    return points
 
 
 def approx_initial_distances(points: Tensor, starts: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from patchcore.fastflow.model import FastFlowModel
 from patchcore.fastflow.model_files import WEIGHTS_FILE, StoredModel, read_state, write_model
 from patchcore.fastflow.network import Network
 from patchcore.fastflow.record import TrainingRecord
-from patchcore.fastflow.samples import collect
+from patchcore.fastflow.samples import collect, expected_bytes
 from patchcore.fastflow.training import train
 from patchcore.feature_cache import FeatureCache
 from patchcore.runtime import StageTimer
@@ -219,6 +219,11 @@ class TrainedFastFlow:
         """A detector that has learnt nothing yet."""
         return FastFlow(self._network, self._configs[category], self._trained_on, self._views)
 
+    def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
+        """What is kept of so many training images, by device: their features, or themselves."""
+        jitter = max(config.brightness_jitter for config in self._configs.values())
+        return expected_bytes(num_images, self._network, jitter)
+
 
 class StoredFastFlow:
     """The method that loads a stored detector for every category; those that can share a backbone.
@@ -251,6 +256,10 @@ class StoredFastFlow:
         """The detector that is stored for a category."""
         model = self._models[category]
         return FastFlow.load(model, self._networks[_network_key(model)])
+
+    def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
+        """Nothing: no detector is trained."""
+        return {}
 
 
 def _network_key(model: StoredModel) -> tuple:

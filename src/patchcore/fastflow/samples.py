@@ -11,12 +11,12 @@ from torch import Tensor
 
 from patchcore.fastflow.brightness import jittered
 from patchcore.fastflow.network import Network
-from patchcore.runtime import StageTimer, available_bytes
+from patchcore.runtime import StageTimer, available_bytes, in_words
 
 log = logging.getLogger(__name__)
 
-# Share of the free memory that features may take.
-_SHARE = 0.5
+_HOST = torch.device("cpu")
+_SHARE = 0.5  # of the free memory may be taken by features
 
 
 class Samples(Protocol):
@@ -38,20 +38,31 @@ def collect(
         batches: (B, 3, H, W) uint8 images, `num_images` in all.
         brightness_jitter: share by which images become brighter or darker; 0 leaves features as they are.
     """
-    total = num_images * network.inputs_per_image * network.nbytes_per_input
-    place = _place_for(total, network.device)
+    place = _place_of_features(num_images, network)
     if brightness_jitter or place is None:
         if not brightness_jitter:
-            log.info("features would take %.1f GiB: they are computed anew in every epoch", total / 2**30)
+            size = in_words(_feature_bytes(num_images, network))
+            log.info("features would take %s: they are computed anew in every epoch", size)
         return ImageSamples(batches, num_images, network, brightness_jitter, timer)
-    log.debug("features of the training images: %.0f MiB on %s", total / 2**20, place)
     return FeatureSamples(batches, num_images, network, place, timer)
 
 
-def _place_for(size: int, device: torch.device) -> torch.device | None:
-    """The device that has room for so many bytes, the network's own first; None if none has."""
-    for place in dict.fromkeys([device, torch.device("cpu")]):
-        if size <= _SHARE * available_bytes(place):
+def expected_bytes(num_images: int, network: Network, brightness_jitter: float) -> dict[torch.device, int]:
+    """What `collect` will hold of so many images, by device."""
+    place = _place_of_features(num_images, network)
+    if brightness_jitter or place is None:
+        return {_HOST: num_images * 3 * network.imagesize**2}
+    return {place: _feature_bytes(num_images, network)}
+
+
+def _feature_bytes(num_images: int, network: Network) -> int:
+    return num_images * network.inputs_per_image * network.nbytes_per_input
+
+
+def _place_of_features(num_images: int, network: Network) -> torch.device | None:
+    """The device that has room for all features, the network's own first; None if none has."""
+    for place in dict.fromkeys([network.device, _HOST]):
+        if _feature_bytes(num_images, network) <= _SHARE * available_bytes(place):
             return place
     return None
 
