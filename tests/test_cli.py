@@ -428,7 +428,7 @@ def test_an_interruption_ends_with_130_and_keeps_what_is_finished(run, monkeypat
     monkeypatch.setattr(experiment, "_run_category", interrupted)
     ended, folder = run(dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"))
     assert ended.code == 130
-    assert "interrupted in bracket_white; finished: mpdd_metal_plate" in ended.err
+    assert "interrupted in bracket_white; finished: mpdd_metal_plate; --resume goes on from here" in ended.err
     assert "interrupted in bracket_white" in (folder / "run.log").read_text()
     assert set(read_results(folder / "results.csv")) == {"mpdd_metal_plate", "Mean"}
     ended, _ = run(run=("--log_project", "first"), dataset=(*SMALL, "-d", "bracket_white"))

@@ -155,7 +155,9 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
                     shutil.rmtree(leftover, ignore_errors=True)
                 row, by_defect_type = _run_category(run, dataset, method, category, folder)
             except KeyboardInterrupt:
-                log.error("interrupted in %s; finished: %s", category.name, ", ".join(summary.rows) or "none")
+                finished = ", ".join(summary.rows) or "none"
+                goes_on = "; --resume goes on from here" if worth_keeping() else ""
+                log.error("interrupted in %s; finished: %s%s", category.name, finished, goes_on)
                 raise
             except Exception as error:  # whatever it is, it must not lose the other categories
                 log.debug("category %s failed", category.name, exc_info=True)

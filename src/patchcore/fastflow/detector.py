@@ -83,8 +83,17 @@ class FastFlow:
         record = TrainingRecord(
             folder, settings | {"seed": seed, "samples": len(samples)}, every=config.checkpoint_seconds
         )
-        per_epoch = len(samples) // self.views
-        train(model, samples, config, per_epoch=per_epoch, seed=seed, device=device, record=record, timer=timer)
+        train(
+            model,
+            samples,
+            config,
+            per_epoch=len(samples) // self.views,
+            images_per_epoch=num_images // self.views,
+            seed=seed,
+            device=device,
+            record=record,
+            timer=timer,
+        )
         with timer("flow"):
             model.fit_score_statistics(samples.maps(chunk) for chunk in chunks)
         record.finish()

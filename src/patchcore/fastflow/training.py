@@ -23,6 +23,7 @@ def train(
     config: FastFlowConfig,
     *,
     per_epoch: int,
+    images_per_epoch: int,
     seed: int,
     device: torch.device,
     record: TrainingRecord,
@@ -35,6 +36,7 @@ def train(
 
     Args:
         per_epoch: samples drawn, without repetition, for an epoch.
+        images_per_epoch: how many images those are, for the speed that is told; of tiles there are more than images.
         record: knows where a former training stopped; told of every epoch.
 
     Raises:
@@ -71,7 +73,7 @@ def train(
                 "epoch": epoch + 1,
                 "loss": loss,
                 "learning_rate": rate,
-                "images_per_second": per_epoch / (now - start),
+                "images_per_second": images_per_epoch / (now - start),
                 "seconds_left": (now - begin) / (epoch + 1 - done) * (config.epochs - epoch - 1),
             }
             record.epoch(row, model, optimizer)
