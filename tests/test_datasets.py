@@ -441,6 +441,23 @@ def test_jpeg_is_read_as_pillow_converts_it(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(load_image(path)), expected)
 
 
+def test_reduced_decoding_leaves_out_pixels_that_resizing_would_average(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    Image.linear_gradient("L").resize((1200, 900)).convert("RGB").save(path, quality=95)
+    whole, reduced = Geometry(resize=64, imagesize=60), Geometry(resize=64, imagesize=60, reduced_decoding=True)
+    assert load_image(path, 2 * 64).size == (300, 225)
+    difference = (whole.read(path).int() - reduced.read(path).int()).abs()
+    assert 0 < difference.float().mean() < 0.5
+    assert torch.equal(whole.read(path), whole.image(load_image(path)))
+
+
+def test_reduced_decoding_leaves_small_and_lossless_images_alone(tmp_path: Path) -> None:
+    reduced = Geometry(resize=64, imagesize=60, reduced_decoding=True)
+    for name, size in (("large.png", (600, 500)), ("small.jpg", (255, 255))):
+        noise(*size).save(tmp_path / name)
+        assert torch.equal(reduced.read(tmp_path / name), reduced.image(load_image(tmp_path / name)))
+
+
 def test_16_bit_spans_8_bit(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(np.array([[0, 128, 129, 257, 32896, 65406, 65407, 65535]], np.uint16)).save(path)

@@ -222,6 +222,7 @@ REFUSED = {
     "resize": ({"dataset": ("--resize", "80", *BOTH)}, ("--resize 80", "--resize 96")),
     "imagesize": ({"dataset": ("--imagesize", "80", *BOTH)}, ("--imagesize 80", "--imagesize 64")),
     "split": ({"dataset": ("--train_val_split", "0.5", *BOTH)}, ("--train_val_split 0.5", "--train_val_split 1.0")),
+    "decoding": ({"dataset": ("--reduced_decoding", *BOTH)}, ("--reduced_decoding", "with no --reduced_decoding")),
     "augment": ({"dataset": ("--augment", *BOTH)}, ("--augment", "not trained again")),
     "repeated category": ({"dataset": ("-d", "metal_plate", "-d", "metal_plate")}, ("every category once",)),
     "saving": ({"run": ("--save_patchcore_model",)}, ("--save_patchcore_model",)),

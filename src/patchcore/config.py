@@ -57,7 +57,7 @@ class DatasetConfig:
 
     `train_val_split` in (0, 1] is the share of the training images that is trained on; the others, all good, are held
     out to set the threshold. `resize` is the length of the shorter side, `imagesize` that of the square cut
-    from its centre.
+    from its centre. `reduced_decoding` decodes large JPEG files at a smaller scale.
     """
 
     name: str
@@ -69,6 +69,7 @@ class DatasetConfig:
     num_workers: int = 8
     train_val_split: float = 1.0
     augment: bool = False
+    reduced_decoding: bool = False
 
     def __post_init__(self) -> None:
         if not self.categories:
@@ -83,7 +84,7 @@ class DatasetConfig:
 class TrainedOn:
     """What a stored model remembers of its training images, and an evaluation has to agree with.
 
-    `resize` and `imagesize` are those of `DatasetConfig`. With a `train_val_split` below 1, `seed` says which of the
+    The fields are those of `DatasetConfig` and the run. With a `train_val_split` below 1, `seed` says which of the
     training images were held out; that holds for as long as the training folder has the same images.
     """
 
@@ -91,6 +92,13 @@ class TrainedOn:
     imagesize: int
     train_val_split: float = 1.0
     seed: int = 0
+    reduced_decoding: bool = False
+
+    @classmethod
+    def of(cls, dataset: DatasetConfig, seed: int) -> TrainedOn:
+        """What a model that is trained on `dataset` has to remember."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "seed"]
+        return cls(seed=seed, **{name: getattr(dataset, name) for name in names})
 
     def __post_init__(self) -> None:
         _check_split_and_geometry(self)

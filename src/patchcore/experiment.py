@@ -236,13 +236,10 @@ def _run_category(
     run: RunConfig, dataset: DatasetConfig, method: Method, category: _Category, folder: Path
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Run one category and return its row of the results, and its rows by defect type."""
-    log.info(
-        "%s: %d training, %d held-out, %d test images",
-        category.name,
-        len(category.train) if method.fits else 0,
-        len(category.held_out),
-        len(category.test),
-    )
+    counts = {"held-out": len(category.held_out), "test": len(category.test)}
+    if method.fits:
+        counts = {"training": len(category.train), **counts}
+    log.info("%s: %s images", category.name, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
     runtime.reset_peak_gpu(method.device)
     if method.cache is not None:
         method.cache.take_counts()  # those of a category that failed
@@ -343,7 +340,7 @@ class _Loop:
 
 
 def _geometry(dataset: DatasetConfig) -> Geometry:
-    return Geometry(resize=dataset.resize, imagesize=dataset.imagesize)
+    return Geometry(resize=dataset.resize, imagesize=dataset.imagesize, reduced_decoding=dataset.reduced_decoding)
 
 
 def _images(train: Sequence[Sample], dataset: DatasetConfig) -> ImageDataset:

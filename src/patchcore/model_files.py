@@ -44,6 +44,7 @@ class MemberParams:
     seed: int
     sampler: str | None
     fraction: float | None
+    reduced_decoding: bool = False
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -60,6 +61,7 @@ class MemberParams:
 _KINDS = {
     "str": (str,),
     "int": (int,),
+    "bool": (bool,),
     "float": (float, int),
     "tuple[str, ...]": (tuple,),
     "str | None": (str, type(None)),

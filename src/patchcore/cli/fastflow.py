@@ -257,12 +257,7 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
 
     device = _one_device(run)
     check_categories(dataset)
-    trained_on = TrainedOn(
-        resize=dataset.resize,
-        imagesize=dataset.imagesize,
-        train_val_split=dataset.train_val_split,
-        seed=run.seed,
-    )
+    trained_on = TrainedOn.of(dataset, run.seed)
     views = VIEWS if dataset.augment else 1
     execute(run, dataset, TrainedFastFlow(config, configs, trained_on, device, views, cache_for(run)))
 

@@ -204,12 +204,7 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
 
     devices = devices_for(run)
     check_categories(dataset)
-    trained_on = TrainedOn(
-        resize=dataset.resize,
-        imagesize=dataset.imagesize,
-        train_val_split=dataset.train_val_split,
-        seed=run.seed,
-    )
+    trained_on = TrainedOn.of(dataset, run.seed)
     execute(run, dataset, TrainedPatchCore(config, sampler, trained_on, devices, cache_for(run)))
 
 

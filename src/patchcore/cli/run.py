@@ -185,6 +185,12 @@ def dataset_options(
         click.option(
             "--augment", is_flag=True, help="Train on the flips and right-angle turns of every image as well."
         ),
+        click.option(
+            "--reduced_decoding",
+            is_flag=True,
+            help="Decode JPEG files at the smallest scale of at least twice --resize: faster for large ones, almost"
+            " the same pixels.",
+        ),
     )
 
     def add(command: Callable) -> Callable:

@@ -19,7 +19,7 @@ from patchcore.types import PatchCoreError
 class StoredDataset:
     """The images of an evaluation, before the stored models were asked for the rest.
 
-    `resize`, `imagesize` and `train_val_split` are None where the command line leaves them to the models;
+    The settings that may be None are so where the command line leaves them to the models;
     `settings` are those that `DatasetConfig` needs beside them.
     """
 
@@ -28,6 +28,7 @@ class StoredDataset:
     resize: int | None
     imagesize: int | None
     train_val_split: float | None
+    reduced_decoding: bool | None
     settings: Mapping[str, Any]
 
 
@@ -59,6 +60,13 @@ def _refuse_augment(ctx: click.Context, option: click.Parameter, value: bool) ->
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the training images that the models were trained on; the others set the threshold.",
 )
+@click.option(
+    "--reduced_decoding",
+    is_flag=True,
+    default=None,
+    show_default="that of the models",
+    help="Decode JPEG files at a smaller scale; must be as with the models.",
+)
 @click.option("--augment", is_flag=True, hidden=True, expose_value=False, callback=_refuse_augment)
 def stored_dataset_stage(
     name: str,
@@ -67,6 +75,7 @@ def stored_dataset_stage(
     resize: int | None,
     imagesize: int | None,
     train_val_split: float | None,
+    reduced_decoding: bool | None,
     **settings: Any,
 ) -> StoredDataset:
     """Choose the images: NAME says the layout, DATA_PATH holds a folder per category.
@@ -79,6 +88,7 @@ def stored_dataset_stage(
         resize=resize,
         imagesize=imagesize,
         train_val_split=train_val_split,
+        reduced_decoding=reduced_decoding,
         settings={"path": data_path, **settings},
     )
 
@@ -118,7 +128,7 @@ def settled(
         click.UsageError: a setting contradicts the models.
     """
     (folder, trained_on), *others = models.items()
-    names = ["resize", "imagesize", "train_val_split"]
+    names = ["resize", "imagesize", "train_val_split", "reduced_decoding"]
     for name in [*names, *(["seed"] if trained_on.train_val_split < 1 else [])]:
         value = getattr(trained_on, name)
         for other, also in others:
@@ -130,11 +140,18 @@ def settled(
         asked = (run.seed if seed_given else None) if name == "seed" else getattr(dataset, name)
         if asked is not None and asked != value:
             raise click.UsageError(
-                f"--{name} {asked} contradicts the model in {folder}, which was stored with --{name} {value}: leave"
-                " the option out or use another model"
+                f"{_option(name, asked)} contradicts the model in {folder}, which was stored with"
+                f" {_option(name, value)}: leave the option out or use another model"
             )
     if trained_on.train_val_split < 1:
         run = dataclasses.replace(run, seed=trained_on.seed)
     geometry_and_split = {name: getattr(trained_on, name) for name in names}
     settings = {"name": dataset.name, "categories": dataset.categories, **dataset.settings, **geometry_and_split}
     return run, checked(DatasetConfig, **settings)
+
+
+def _option(name: str, value: float | bool) -> str:
+    """An option as it is written on the command line."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"no --{name}"
+    return f"--{name} {value}"

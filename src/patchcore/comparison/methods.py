@@ -71,6 +71,8 @@ def configuration(config: Mapping[str, Any]) -> Configuration:
         if not (settings.get("backbone") or settings.get("backbones")):
             raise PatchCoreError(f"config.yaml: {method} has no backbone")
         settings |= {name: config["dataset"][name] for name in _GEOMETRY_AND_TRAINING}
+        if config["dataset"].get("reduced_decoding"):
+            settings["reduced_decoding"] = True
         if sampler:
             settings |= {"sampler": sampler["name"], "fraction": sampler["fraction"]}
         if by_category:

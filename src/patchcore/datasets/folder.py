@@ -208,17 +208,23 @@ def split_train(
 # Reading
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, least: int | None = None) -> Image.Image:
     """Read a PNG, JPEG, BMP or TIFF file as 8-bit RGB.
 
     Alpha is dropped, not blended. 16-bit grey is divided by 257, so that 65535 becomes 255, whatever range
     the camera used of it. Of several pages the first is read; EXIF orientation is not applied, as masks have
     none.
 
+    Args:
+        least: JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep so many pixels,
+            which leaves out most of the work.
+
     Raises:
         PatchCoreError: the file is missing, damaged, too large or of a kind that has no one meaning as RGB.
     """
     with _opened(path) as image:
+        if least is not None:
+            image.draft(None, (least, least))
         return _rgb(image, path)
 
 
@@ -295,6 +301,8 @@ def _grey_from_16_bit(image: Image.Image, path: Path) -> Image.Image:
 
 # Geometry
 
+REDUCED_DECODING = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
@@ -305,10 +313,13 @@ class Geometry:
     Attributes:
         resize: pixels of the shorter side after resizing; the longer follows the aspect ratio, rounded down.
         imagesize: pixels of both sides after cropping, at most `resize`.
+        reduced_decoding: large JPEG files are not decoded at their full size, but at no less than REDUCED_DECODING
+            times `resize`. What resizing makes of that differs from the exact pixels by some tenths of a grey value.
     """
 
     resize: int
     imagesize: int
+    reduced_decoding: bool = False
 
     def __post_init__(self) -> None:
         if self.imagesize < 1:
@@ -318,6 +329,10 @@ class Geometry:
                 f"imagesize {self.imagesize} is larger than resize {self.resize}, so that the crop would pad "
                 "the image with black; raise resize or lower imagesize"
             )
+
+    def read(self, path: Path) -> torch.Tensor:
+        """Return the pixels of a file that the network sees, see `load_image` and `image`."""
+        return self.image(load_image(path, REDUCED_DECODING * self.resize if self.reduced_decoding else None))
 
     def image(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels that the network sees: (3, imagesize, imagesize) uint8 RGB, a view of (H, W, 3)."""
@@ -372,7 +387,7 @@ class ImageDataset(Dataset[torch.Tensor]):
         return _view(latest[1], index % VIEWS)
 
     def _read(self, index: int) -> torch.Tensor:
-        return self.geometry.image(load_image(self.samples[index].path))
+        return self.geometry.read(self.samples[index].path)
 
 
 def _view(image: torch.Tensor, element: int) -> torch.Tensor:
