@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks.machine import Floors
 from patchcore.config import PatchCoreConfig
+from patchcore.coreset import approx_initial_distances, greedy_order, project
 from patchcore.datasets.folder import Geometry, ImageDataset, scan_category
 from patchcore.datasets.synthetic import generate, render
 from patchcore.patchcore import PatchEmbedder, load_embedders
 from patchcore.runtime import StageTimer
-from patchcore.sampler import approx_initial_distances, greedy_order, project
 
 GEOMETRY = Geometry(resize=256, imagesize=224)
 GRID = 28 * 28  # patches of an image at that size

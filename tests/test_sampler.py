@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from golden import GOLDEN, needs_golden
-from patchcore import sampler
+from patchcore import coreset
 from patchcore.config import SAMPLER_NAMES, SamplerConfig
-from patchcore.sampler import approx_initial_distances, full_initial_distances, greedy_order, project, sample
+from patchcore.coreset import approx_initial_distances, full_initial_distances, greedy_order, project
+from patchcore.sampler import sample
 
 
 def generator(seed=0):
@@ -36,7 +37,7 @@ def test_golden_coresets(name):
 
 @pytest.mark.parametrize("candidates", [1, 7, 64, 5000])
 def test_batched_picks_equal_pick_by_pick(candidates, monkeypatch):
-    monkeypatch.setattr(sampler, "CANDIDATES", candidates)
+    monkeypatch.setattr(coreset, "CPU_CANDIDATES", candidates)
     points = torch.randn(700, 16, generator=generator()) * torch.linspace(0.2, 2, 16)
     distances = approx_initial_distances(points, torch.arange(10))
     steps = []
@@ -44,6 +45,36 @@ def test_batched_picks_equal_pick_by_pick(candidates, monkeypatch):
     assert order.tolist() == pick_by_pick(points, distances, 200)
     assert sum(steps) == 200
     assert (len(steps) < 50) == (candidates > 1)  # more than one pick per pass, which is the point
+
+
+def clustered(spread):
+    """700 points around 40 centres: the distance of the picks falls off a cliff once every cluster has one."""
+    centres = 10 * torch.randn(40, 16, generator=generator())
+    points = centres.repeat_interleave(18, dim=0)[:700] + spread * torch.randn(700, 16, generator=generator(1))
+    return points.double()  # in float32 so small distances between such long vectors are mostly rounding
+
+
+@pytest.mark.parametrize("caution", [0.5, 0.97, 1.5])
+@pytest.mark.parametrize("spread", [0.01, 0.3, 10.0])
+@pytest.mark.parametrize("count", [60, 300, 700])
+def test_points_that_rest_wrongly_catch_up(spread, count, caution, monkeypatch):
+    monkeypatch.setattr(coreset, "CPU_CANDIDATES", 16)
+    monkeypatch.setattr(coreset, "CAUTION", caution)
+    sent, lowered = [], []
+    for name, calls in (("_send_to_work", sent), ("_lower_limit", lowered)):
+        original = getattr(coreset._Selection, name)
+
+        def counted(self, *limit, original=original, calls=calls):
+            calls.append(limit)
+            return original(self, *limit)
+
+        monkeypatch.setattr(coreset._Selection, name, counted)
+    points = clustered(spread)
+    distances = approx_initial_distances(points, torch.arange(10))
+    assert greedy_order(points, distances, count).tolist() == pick_by_pick(points, distances, count)
+    assert sent or count == 60, "no point ever rested"
+    if caution > 1 or (spread < 1 and count > 60):
+        assert lowered, "no estimate was ever too high"
 
 
 def test_selection_order_on_a_line_solved_by_hand():

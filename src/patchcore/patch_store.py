@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchcore.coreset import PROJECTION_DIMENSION
 from patchcore.runtime import available_bytes
-from patchcore.sampler import NUM_STARTING_POINTS, PROJECTION_DIMENSION
+from patchcore.sampler import NUM_STARTING_POINTS
 
 HOST = torch.device("cpu")
 
 _FLOAT = 4
 # What a coreset holds besides its points: distances of candidates, and of a part of the points to a batch of picks.
-_CORESET_BUFFERS = {"cpu": 2**26, "cuda": 2**30}
+_CORESET_BUFFERS = {"cpu": 2**25, "cuda": 2**30}
 # A bank and its search: the kept patches, FAISS's copy, the centred ones and their principal directions.
 _BANK_COPIES = 4
 # Share of a GPU's free memory that is counted on; the backbone and its activations take of the rest.
@@ -37,7 +38,8 @@ class BankSize:
 
     def coreset_bytes(self, device: torch.device) -> int:
         """What choosing the kept ones takes on the device that does it."""
-        per_patch = PROJECTION_DIMENSION + NUM_STARTING_POINTS + 3  # its distances, its norm, and their update
+        # The points and a copy of those at work; first distances; distances, norms, indices of both.
+        per_patch = 2 * PROJECTION_DIMENSION + NUM_STARTING_POINTS + 8
         return self.patches * per_patch * _FLOAT + _CORESET_BUFFERS[device.type]
 
     @property
