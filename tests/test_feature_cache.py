@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from commands import LITE0, patchcore_args
+from patchcore import feature_cache
 from patchcore.backbones import load_backbone
 from patchcore.cli.fastflow import load_and_evaluate_fastflow, run_fastflow
 from patchcore.cli.patchcore import load_and_evaluate_patchcore, run_patchcore
@@ -256,6 +257,25 @@ def test_other_numbers_of_threads_are_told_apart(tmp_path):
         torch.set_num_threads(1)
 
 
+# What may change the digits of a map, in the libraries, the machine and our own code.
+CONDITIONS = {
+    "processor": lambda patch: patch.setattr(feature_cache, "processor", lambda: "another"),
+    "version": lambda patch: patch.setattr(feature_cache, "version", lambda name: "another"),
+    "precision": lambda patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
+    "onednn": lambda patch: patch.setattr(torch.backends.mkldnn, "enabled", False),
+    "kernels": lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
+    "code": lambda patch: patch.setattr(feature_cache, "_SOURCES", ("features.py",)),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_other_conditions_are_told_apart(tmp_path, monkeypatch, name):
+    features(tmp_path, extractor(), images(2))
+    assert features(tmp_path, extractor(), images(2))[1] == (2, 0)
+    CONDITIONS[name](monkeypatch)
+    assert features(tmp_path, extractor(), images(2))[1] == (0, 2)
+
+
 def test_a_subset_of_the_layers_is_known_and_a_batch_with_a_gap_is_filled(tmp_path):
     network, batch = extractor(), images(3)
     features(tmp_path, network, batch)
@@ -315,7 +335,7 @@ def test_scores_are_the_same_to_the_last_digit(run, tmp_path, method):
     assert "backbone_ms_per_image" not in row
     passes = 6 + 11  # training, held-out and test images
     expected = 2 * passes if method == "patchcore" else passes
-    assert f"metal_plate: feature maps of {expected} of {expected} images from the cache" in said
+    assert f"metal_plate: feature maps of {expected} of {expected} backbone inputs from the cache" in said
     assert without == cold == warm
 
 

@@ -406,7 +406,7 @@ def _cached_share(cache: FeatureCache, category: str) -> float:
     """Say what the feature cache did for a category; returns the share of backbone passes that it saved."""
     counts = cache.take_counts()
     total = counts.found + counts.passed
-    log.info("%s: feature maps of %d of %d images from the cache", category, counts.found, total)
+    log.info("%s: feature maps of %d of %d backbone inputs from the cache", category, counts.found, total)
     return counts.found / total
 
 

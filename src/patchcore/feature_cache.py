@@ -1,9 +1,9 @@
 """Feature maps kept on disk, so that a later run with the same network and images needs no backbone pass.
 
 A map's file is named by a hash of all that decides its digits: the pixels that the network sees, the network with
-its weights, the layer, and the conditions under which it is computed (versions, processor, threads, batch size). So
-nothing is ever out of date, runs share a folder without a lock, and scores are those of a run without a cache to
-the last digit.
+its weights, the layer, and the conditions under which it is computed (versions, processor, threads, batch size, and
+the libraries' switches). So nothing is ever out of date, runs share a folder without a lock, and on a CPU scores are
+those of a run without a cache to the last digit. On a GPU two runs may choose other kernels, with a cache or without.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchcore import __version__
 from patchcore.features import FeatureExtractor, normalise
 from patchcore.runtime import StageTimer, processor, written_aside
 from patchcore.types import PatchCoreError
@@ -40,6 +39,11 @@ _MAGIC = b"PCFMAP1\n"
 _HEADER = struct.Struct("<8s5I")  # magic, whether channels are last, three sizes in the order of storage, CRC-32
 # What may be deleted to make room: maps, and what a killed run left half written.
 _OURS = re.compile(rf"[0-9a-f]+{re.escape(_SUFFIX)}|\.[0-9a-f]{{32}}\.tmp")
+
+# The code that turns pixels into maps, besides timm's; a version number would not tell one commit from the next.
+_SOURCES = ("features.py", "backbones.py", "efficientnet_lite0.py")
+# Environment variables by which libraries choose kernels.
+_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
 
 # Share of the limit that is written before the folder is looked at again.
 _STEP = 0.05
@@ -233,13 +237,28 @@ def _identity(extractor: FeatureExtractor) -> bytes:
         hardware = f"{torch.cuda.get_device_name(device)} cudnn {torch.backends.cudnn.version()}"
     else:
         hardware = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
-    software = [f"patchcore {__version__}", *(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))]
+    software = [f"{name} {version(name)}" for name in ("torch", "torchvision", "timm")]
+    conditions = [extractor.name, *software, hardware, *_switches(), repr(extractor.module)]
     # SHA-256, since processors compute it in hardware: 0.25 s for the 263 MiB of WideResNet50.
-    digest = hashlib.sha256("\n".join([extractor.name, *software, hardware, repr(extractor.module)]).encode())
+    digest = hashlib.sha256("\n".join(conditions).encode())
+    for source in _SOURCES:
+        digest.update(Path(__file__).with_name(source).read_bytes())
     for name, tensor in extractor.module.state_dict().items():
         digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.digest()
+
+
+def _switches() -> list[str]:
+    """What else decides which kernels compute a map, and in which precision."""
+    backends = torch.backends
+    flags = {
+        "precision": torch.get_float32_matmul_precision(),
+        "cudnn": (backends.cudnn.allow_tf32, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "onednn": backends.mkldnn.enabled,
+        **{name: os.environ.get(name) for name in _VARIABLES},
+    }
+    return [f"{name} {value}" for name, value in flags.items()]
 
 
 def _in_one_of_two_orders(x: Tensor) -> Tensor:
