@@ -86,6 +86,11 @@ def measure(stages: tuple[str, ...], settings: Settings, output: Path | None) ->
     from benchmarks.machine import describe, measure_floors
     from benchmarks.measure import Report
 
+    if output is not None:
+        try:
+            reports.around(output)  # better now than after ten minutes
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"--output: {error}") from error
     floors = measure_floors(settings.device, quick=settings.quick)
     inputs = Inputs(settings, floors)
     report = Report()

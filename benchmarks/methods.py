@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+from statistics import median
+
 from benchmarks.inputs import CATEGORY, Inputs
 from benchmarks.jobs import GEOMETRY, LITE0
 from benchmarks.measure import Report, Table, at_least
 from benchmarks.processes import BIN, run_python
 from benchmarks.report import mib, seconds
+from patchcore.fastflow.record import LOG_FILE
 from patchcore.results import read_results
 
 EPOCHS, QUICK_EPOCHS, GPU_EPOCHS = 5, 1, 20
@@ -24,6 +29,12 @@ def results_of(inputs: Inputs, script: str, group: str, stages: tuple[object, ..
         cuda=inputs.settings.device.type == "cuda",
     )
     return read_results(results / "project" / group / "results.csv")[f"mpdd_{CATEGORY}"]
+
+
+def epoch_rate(run: Path) -> float:
+    """Images per second of an epoch by the clock on the wall, the median over the epochs of a FastFlow run."""
+    with (run / "training" / f"mpdd_{CATEGORY}" / LOG_FILE).open() as file:
+        return median(float(row["images_per_second"]) for row in csv.DictReader(file))
 
 
 def table_row(name: str, row: dict[str, float], passes: int) -> tuple[str, ...]:
@@ -56,8 +67,8 @@ def run(inputs: Inputs) -> Report:
         flow = ("fastflow", "-b", "resnet18", "--weights", "random", "--epochs", epochs)
         found = results_of(inputs, "run_fastflow.py", "fastflow_resnet18", flow)
         rows.append(table_row(f"FastFlow on ResNet18, {epochs} epochs", found, epochs))
-        rate = found["train_images"] * epochs / found["fit_flow_seconds"]
-        targets.append(at_least("FastFlow's training on ResNet18", 3000, rate, " images/s"))
+        rate = epoch_rate(settings.scratch / "methods" / "project" / "fastflow_resnet18")
+        targets.append(at_least("FastFlow's training on ResNet18, an epoch", 3000, rate, " images/s"))
     header = ("", "training", "training rate", "test image", "test rate", "without decoding", "peak memory")
     title = "Both methods on the same images, EfficientNet-Lite0, 224 px, from files to maps"
     return Report(tables=[Table(title=title, header=header, rows=rows)], targets=targets)

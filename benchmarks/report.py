@@ -125,14 +125,20 @@ def as_markdown(table: Table) -> str:
 
 
 def write(path: Path, content: str) -> None:
-    """Write Markdown to a file: between its two marks if it has them, as the whole file otherwise."""
-    block = f"{BEGIN}\n\n{content.strip()}\n\n{END}"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if BEGIN in old and END in old:
-        head, tail = old.partition(BEGIN)[0], old.partition(END)[2]
-        new = head + block + tail
-    elif old:
+    """Write Markdown to a file: between its two marks if it has them, as the whole file if it is new."""
+    head, tail = around(path)
+    path.write_text(f"{head}{BEGIN}\n\n{content.strip()}\n\n{END}{tail}", encoding="utf-8")
+
+
+def around(path: Path) -> tuple[str, str]:
+    """What stands before and after the marks of a file; nothing and a line break where there is no file yet.
+
+    Raises:
+        ValueError: the file has no marks.
+    """
+    if not path.exists():
+        return "", "\n"
+    old = path.read_text(encoding="utf-8")
+    if BEGIN not in old or END not in old:
         raise ValueError(f"{path} has no marks {BEGIN} and {END} to write between; name another file or add them")
-    else:
-        new = block + "\n"
-    path.write_text(new, encoding="utf-8")
+    return old.partition(BEGIN)[0], old.partition(END)[2]

@@ -127,6 +127,15 @@ def test_stages_of_a_run_add_up_to_the_whole(tmp_path):
     assert list(rows.values())[-2:] == [["2 s", "3 s"], ["2 s", ""]]
 
 
+def test_a_file_without_marks_is_refused_before_anything_is_measured(shell, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.machine.measure_floors", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "notes.md").write_text("mine\n")
+    ended = shell(main, "--quick", "maps", "--output", tmp_path / "notes.md")
+    assert ended.code == 2
+    assert "has no marks" in ended.err
+    assert (tmp_path / "notes.md").read_text() == "mine\n"
+
+
 def test_the_document_has_the_marks():
     text = (Path(reports.__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
     assert text.count(reports.BEGIN) == text.count(reports.END) == 1
