@@ -177,12 +177,15 @@ def test_the_same_seed_gives_the_same_scores(plain, parts, tmp_path, shell):
     assert raw_scores(tmp_path / "project" / "group") == plain
 
 
-def test_features_that_do_not_fit_are_computed_anew_and_change_nothing(plain, parts, tmp_path, shell, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--tile", 48, "--tile_stride", 16), ("--match_brightness",)])
+def test_features_that_do_not_fit_are_computed_anew_and_change_nothing(more, parts, tmp_path, shell, monkeypatch):
+    assert shell(run_fastflow, *args(tmp_path, parts, fastflow=(*QUICK, *more))).code == 0
     monkeypatch.setattr("patchcore.fastflow.samples.available_bytes", lambda device: 1000)
-    ended = shell(run_fastflow, *args(tmp_path, parts))
+    ended = shell(run_fastflow, *args(tmp_path, parts, fastflow=(*QUICK, *more)))
     assert ended.code == 0
     assert "computed anew in every epoch" in ended.err
-    assert raw_scores(tmp_path / "project" / "group") == pytest.approx(plain, rel=1e-3)
+    once, anew = (raw_scores(tmp_path / "project" / group) for group in ("group", "group_0"))
+    assert anew == pytest.approx(once, rel=1e-3)
 
 
 def test_matched_brightness_undoes_a_darker_lamp(parts, tmp_path):
@@ -360,6 +363,8 @@ def test_an_image_size_given_beats_the_preset(parts, tmp_path, shell):
         (("--backbone", "resnet19"), 1, "unknown backbone 'resnet19'"),
         (("-le", "layer9"), 1, "no layer 'layer9'"),
         (("--class_config", "x.yaml"), 2, "no effect without --use_class_specific"),
+        (("--top_share", 0.1, "--image_score", "max"), 2, "--top_share has no effect with --image_score max"),
+        (("--weights", "random", "--weights_dir", "x"), 2, "--weights_dir has no effect with --weights random"),
         (("--learning_rate", 1e30), 1, "the training diverged in epoch"),
         (("--epochs", 0), 2, "--epochs"),
     ],
@@ -392,8 +397,8 @@ def copied(trained: Path, target: Path) -> Path:
     return target
 
 
-def evaluate(shell, model: Path, parts: Path, results: Path, *dataset: object):
-    loader = ("fastflow_loader", "-p", model)
+def evaluate(shell, model: Path, parts: Path, results: Path, *dataset: object, loader: tuple[object, ...] = ()):
+    loader = ("fastflow_loader", "-p", model, *loader)
     return shell(load_and_evaluate_fastflow, results, *loader, "dataset", *dataset, "-d", "metal_plate", "mpdd", parts)
 
 
@@ -434,6 +439,13 @@ def test_contradictions_with_the_model_are_refused(trained, parts, tmp_path, she
     ended = evaluate(shell, model, parts, tmp_path / "out", "--imagesize", 96)
     assert ended.code == 2
     assert "--imagesize 96 contradicts the model" in ended.err
+
+
+def test_a_share_for_another_image_score_is_refused(trained, parts, tmp_path, shell):
+    model = trained / "models" / "mpdd_metal_plate"
+    ended = evaluate(shell, model, parts, tmp_path / "out", loader=("--top_share", 0.1, "--image_score", "mean"))
+    assert ended.code == 1
+    assert "--top_share has no effect with --image_score mean" in ended.err
 
 
 def test_transformers_have_one_scale(parts, tmp_path, shell):

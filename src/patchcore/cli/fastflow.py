@@ -14,6 +14,7 @@ from patchcore.cli.run import (
     OneLineErrors,
     cache_for,
     check_categories,
+    check_weights_dir,
     checked,
     dataset_options,
     devices_for,
@@ -213,6 +214,9 @@ def fastflow_stage(ctx: click.Context, use_class_specific: bool, class_config: P
     """Choose the backbone, the flows on it, their training, and how they score."""
     if given(ctx, "class_config") and not use_class_specific:
         raise click.UsageError("--class_config has no effect without --use_class_specific")
+    if given(ctx, "top_share") and settings["image_score"] != "top":
+        raise click.UsageError(f"--top_share has no effect with --image_score {settings['image_score']}")
+    check_weights_dir(ctx, settings["weights"])
     return FastFlowStage(
         settings=settings,
         given=frozenset(name for name in settings if given(ctx, name)),

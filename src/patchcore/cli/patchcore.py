@@ -14,6 +14,7 @@ from patchcore.cli.run import (
     OneLineErrors,
     cache_for,
     check_categories,
+    check_weights_dir,
     checked,
     dataset_stage,
     devices_for,
@@ -137,8 +138,12 @@ faiss_num_workers = click.option(
 )
 @weights_dir
 @options_without_effect
-def patch_core_stage(backbones: tuple[str, ...], layers: tuple[str, ...], **settings: Any) -> PatchCoreConfig:
+@click.pass_context
+def patch_core_stage(
+    ctx: click.Context, backbones: tuple[str, ...], layers: tuple[str, ...], **settings: Any
+) -> PatchCoreConfig:
     """Choose the networks, their layers and how patches are described."""
+    check_weights_dir(ctx, settings["weights"])
     return checked(PatchCoreConfig, backbones=backbones, layers=layers_by_backbone(layers, len(backbones)), **settings)
 
 

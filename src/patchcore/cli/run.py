@@ -218,6 +218,12 @@ weights_dir = click.option(
 )
 
 
+def check_weights_dir(ctx: click.Context, weights: str) -> None:
+    """Refuse a folder of weights on the command line where none are read."""
+    if weights == "random" and ctx.get_parameter_source("weights_dir") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--weights_dir has no effect with --weights random")
+
+
 def stage_of(stages: Sequence[Any], kind: type[Config], name: str) -> Config:
     """The one configuration of a kind among those that the stages returned."""
     found = [stage for stage in stages if isinstance(stage, kind)]

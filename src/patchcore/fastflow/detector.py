@@ -71,7 +71,7 @@ class FastFlow:
             batches = list(batches)
             model.brightness.fill_(torch.cat([brightness(images) for images in batches]).median())
         samples = collect(
-            (self._matched(model, images) for images in batches),
+            self._matched(model, batches),
             num_images,
             self.network,
             config.brightness_jitter,
@@ -113,9 +113,9 @@ class FastFlow:
             under the flows, in nats per dimension.
         """
         scores, maps, log_likelihoods = [], [], []
-        for images in batches:
+        for images in self._matched(self.model_, batches):
             pieces_maps, densities = [], []
-            for pieces in self.network.chunks(self._matched(self.model_, images)):
+            for pieces in self.network.chunks(images):
                 features = self.network.features(pieces, timer)
                 with timer("flow"):
                     values = self.model_(features)
@@ -173,8 +173,11 @@ class FastFlow:
         detector.model_ = flows.eval().requires_grad_(False)
         return detector
 
-    def _matched(self, model: FastFlowModel, images: Tensor) -> Tensor:
-        return matched(images, float(model.brightness)) if self.config.match_brightness else images
+    def _matched(self, model: FastFlowModel, batches: Iterable[Tensor]) -> Iterable[Tensor]:
+        if not self.config.match_brightness:
+            return batches
+        target = float(model.brightness)
+        return (matched(images, target) for images in batches)
 
     def _image_scores(self, maps: Tensor) -> Tensor:
         """(B, H, W) maps -> (B,) image scores."""
@@ -230,8 +233,8 @@ class TrainedFastFlow:
 
     def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
         """What is kept of so many training images, by device: their features, or themselves."""
-        jitter = max(config.brightness_jitter for config in self._configs.values())
-        return expected_bytes(num_images, self._network, jitter)
+        needs = [expected_bytes(num_images, self._network, config) for config in self._configs.values()]
+        return max(needs, key=lambda by_device: sum(by_device.values()))
 
 
 class StoredFastFlow:

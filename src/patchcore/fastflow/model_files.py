@@ -29,9 +29,10 @@ class StoredModel:
 
 def write_model(folder: Path, config: FastFlowConfig, trained_on: TrainedOn, state: dict[str, Tensor]) -> None:
     """Write weights and parameters into an existing folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: value.cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
+    # Not by safetensors' save_file, whose errors are not the system's own.
+    (folder / WEIGHTS_FILE).write_bytes(save({name: value.cpu().contiguous() for name, value in state.items()}))
     settings = to_plain(config)
     del settings["weights_dir"]  # where this machine has its weights is nothing that belongs to the model
     params = {"format": FORMAT, "fastflow": settings, "trained_on": to_plain(trained_on)}
@@ -62,6 +63,8 @@ def read_model(folder: Path, loader: FastFlowLoaderConfig | None = None) -> Stor
             )
         settings = stored["fastflow"]
         scoring = FastFlowScoring(**{**settings.pop("scoring"), **loader.scoring})
+        if "top_share" in loader.scoring and scoring.image_score != "top":
+            raise PatchCoreError(f"--top_share has no effect with --image_score {scoring.image_score} ({path})")
         layers = tuple(map(str, settings.pop("layers")))
         config = FastFlowConfig(**settings, layers=layers, scoring=scoring, weights_dir=loader.weights_dir)
         return StoredModel(folder=folder, config=config, trained_on=TrainedOn(**stored["trained_on"]))

@@ -71,6 +71,10 @@ class Network:
         """(B, 3, H, W) uint8 images -> (B * inputs_per_image, 3, S, S) uint8 backbone inputs."""
         return self.tiling.cut(images) if self.tiling else images
 
+    def piece(self, image: Tensor, index: int) -> Tensor:
+        """(3, H, W) uint8 image -> backbone input number `index` of it, (3, S, S)."""
+        return self.tiling.tile_of(image, index) if self.tiling else image
+
     def chunks(self, images: Tensor) -> Iterator[Tensor]:
         """The inputs of a batch of images, in numbers that the backbone can take at once."""
         return iter(self.pieces(images).split(max(CHUNK, len(images))))

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from patchcore.config import FastFlowConfig
 from patchcore.fastflow.brightness import jittered
 from patchcore.fastflow.network import Network
 from patchcore.runtime import StageTimer, available_bytes, in_words
@@ -47,12 +48,15 @@ def collect(
     return FeatureSamples(batches, num_images, network, place, timer)
 
 
-def expected_bytes(num_images: int, network: Network, brightness_jitter: float) -> dict[torch.device, int]:
-    """What `collect` will hold of so many images, by device."""
+def expected_bytes(num_images: int, network: Network, config: FastFlowConfig) -> dict[torch.device, int]:
+    """What a training holds of so many images, by device: features, or the images; these also to match brightness."""
+    images = num_images * 3 * network.imagesize**2
     place = _place_of_features(num_images, network)
-    if brightness_jitter or place is None:
-        return {_HOST: num_images * 3 * network.imagesize**2}
-    return {place: _feature_bytes(num_images, network)}
+    if config.brightness_jitter or place is None:
+        return {_HOST: images * (1 + config.match_brightness)}
+    host = images * config.match_brightness
+    expected = {place: _feature_bytes(num_images, network)}
+    return expected | {_HOST: expected.get(_HOST, 0) + host} if host else expected
 
 
 def _feature_bytes(num_images: int, network: Network) -> int:
@@ -108,7 +112,11 @@ class ImageSamples:
         self._network = network
         self._jitter = brightness_jitter
         self._timer = timer
-        self._images = torch.cat(list(batches))  # (N, 3, H, W) uint8
+        self._images = torch.empty(num_images, 3, network.imagesize, network.imagesize, dtype=torch.uint8)
+        filled = 0
+        for images in batches:
+            self._images[filled : filled + len(images)] = images
+            filled += len(images)
 
     def __len__(self) -> int:
         return len(self._images) * self._network.inputs_per_image
@@ -116,8 +124,8 @@ class ImageSamples:
     def maps(self, indices: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """See `Samples`; brightness is what is random."""
         per_image = self._network.inputs_per_image
-        pieces = [self._network.pieces(self._images[i // per_image][None])[i % per_image] for i in indices.tolist()]
-        images = torch.stack(pieces)
+        numbers = (divmod(index, per_image) for index in indices.tolist())
+        images = torch.stack([self._network.piece(self._images[image], piece) for image, piece in numbers])
         jitter = self._jitter and generator is not None
         if jitter:
             images = jittered(images, self._jitter, generator)

@@ -31,8 +31,12 @@ class Tiling:
 
     def cut(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B * len(self), C, tile, tile), the tiles of an image together."""
-        tiles = [images[..., y : y + self.tile, x : x + self.tile] for y, x in self.corners]
-        return torch.stack(tiles, dim=1).flatten(0, 1)
+        return torch.stack([self.tile_of(images, index) for index in range(len(self))], dim=1).flatten(0, 1)
+
+    def tile_of(self, images: Tensor, index: int) -> Tensor:
+        """Tile number `index` of images, (..., H, W) -> a view of (..., tile, tile)."""
+        y, x = self.corners[index]
+        return images[..., y : y + self.tile, x : x + self.tile]
 
     def blend(self, maps: Tensor) -> Tensor:
         """(B * len(self), tile, tile) maps -> (B, H, W), each pixel the weighted mean of the tiles that cover it.
