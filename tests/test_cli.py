@@ -272,8 +272,19 @@ def test_wrong_input_is_answered_in_one_line_and_leaves_nothing(run, tmp_path, n
     assert ended.code == code, ended.err
     assert any(text in line for line in ended.err.splitlines())
     assert "Traceback" not in ended.err
+    assert "trained in" not in ended.err
     assert not list(tmp_path.rglob("*.csv"))
     assert not [path for path in tmp_path.rglob("*") if path.is_dir() and path.parent.name == "project"]
+
+
+def test_a_mask_of_another_size_is_told_before_training(shell, parts, tmp_path):
+    shutil.copytree(parts / "metal_plate", tmp_path / "parts" / "metal_plate")
+    mask = next((tmp_path / "parts" / "metal_plate" / "ground_truth").glob("*/*.png"))
+    Image.new("L", (95, 96)).save(mask)
+    ended = shell(run_patchcore, *patchcore_args(tmp_path / "out", tmp_path / "parts", dataset=PLATE))
+    assert ended.code == 1
+    assert f"the mask {mask} is 95x96" in ended.err
+    assert "trained in" not in ended.err
 
 
 # The original's options that never had an effect: at its defaults, and at another value.

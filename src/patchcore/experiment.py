@@ -244,6 +244,7 @@ def _run_category(
     if method.cache is not None:
         method.cache.take_counts()  # those of a category that failed
     loop = _Loop(dataset, category, method.device)
+    masks = load_masks(category.test, loop.geometry)  # before the training, lest a bad one be found after it
     detector = method.detector(category.name)
     costs = loop.fit(detector, run.seed, folder / TRAINING / category.row) if method.fits else {}
     pictures: list[NDArray[np.uint8]] | None = [] if run.save_segmentation_images else None
@@ -252,7 +253,7 @@ def _run_category(
     predictions = Predictions(
         **{name: getattr(output, name) for name in Output.__dataclass_fields__},
         labels=np.array([sample.is_defective for sample in category.test]),
-        masks=load_masks(category.test, loop.geometry),
+        masks=masks,
         samples=tuple(category.test),
     )
     with ThreadPoolExecutor(1) as meanwhile:  # pictures are compressed on one core while the other sorts pixels
@@ -269,12 +270,7 @@ def _run_category(
         verdict = judge(output.raw_scores, held_out.raw_scores)
         quality |= {"threshold": verdict.threshold} | _operating_point(verdict.rejected, predictions.labels)
     if run.save_anomaly_scores:
-        target = folder / "anomaly_scores"
-        results.write_scores(target / f"{category.row}.csv", predictions, dataset.path, verdict)
-        _write_histogram(target / f"{category.row}.png", category, predictions, quality.get("threshold"))
-        if predictions.masks is not None:
-            pairs = metrics.pixel_pairs(predictions.maps, predictions.masks, predictions.labels)
-            results.write_pixel_pairs(target / f"{category.row}_pixels.npz", pairs)
+        _write_scores(folder / "anomaly_scores", category, predictions, dataset.path, verdict)
     if run.save_model and method.fits:
         costs["model_mib"] = _save(detector, folder / "models" / category.row)
     if method.cache is not None:
@@ -418,14 +414,23 @@ def _save(detector: Detector, folder: Path) -> float:
         return sum(path.stat().st_size for path in aside.iterdir()) / 2**20
 
 
-def _write_histogram(path: Path, category: _Category, predictions: Predictions, threshold: float | None) -> None:
-    """Write a picture of how the scores of a category are distributed."""
+def _write_scores(
+    folder: Path, category: _Category, predictions: Predictions, root: Path, verdict: Verdict | None
+) -> None:
+    """Write the scores of a category, a picture of their distribution, and what a comparison needs of the maps."""
+    results.write_scores(folder / f"{category.row}.csv", predictions, root, verdict)
     single = len(predictions.raw_scores) == 1  # the threshold of an ensemble is in units of its own
     histogram = visualize.score_histogram(
-        predictions.scores, predictions.labels, threshold if single else None, title=f"{category.name}: image scores"
+        predictions.scores,
+        predictions.labels,
+        verdict.threshold if verdict is not None and single else None,
+        title=f"{category.name}: image scores",
     )
-    with runtime.written_aside(path) as aside:
+    with runtime.written_aside(folder / f"{category.row}.png") as aside:
         histogram.save(aside, "PNG")
+    if predictions.masks is not None:
+        pairs = metrics.pixel_pairs(predictions.maps, predictions.masks, predictions.labels)
+        results.write_pixel_pairs(folder / f"{category.row}_pixels.npz", pairs)
 
 
 def _keeping(batches: Iterable[Tensor], pictures: list[NDArray[np.uint8]]) -> Iterator[Tensor]:

@@ -107,10 +107,18 @@ class PatchCore:
             generator: a CPU generator, the source of every random choice.
             timer: told how long each stage took.
             folder: not used: a bank is built at one go, and leaves no record.
+
+        Raises:
+            PatchCoreError: the bank would have fewer patches than neighbours are asked for.
         """
         if self.sampler is None:
             raise ValueError("the original's folders do not name a sampler: fit a detector that has one")
         sizes = bank_sizes(self.embedders, self.sampler, num_images)
+        if any(size.kept < self.config.num_nn for size in sizes):
+            raise PatchCoreError(
+                f"--anomaly_scorer_num_nn {self.config.num_nn} asks for more neighbours than the memory bank will have"
+                f" patches, {min(size.kept for size in sizes)}: lower it, or keep more patches (-p)"
+            )
         devices = [embedder.device for embedder in self.embedders]
         stores = []
         for size, device, place in zip(sizes, devices, places(sizes, devices), strict=True):
