@@ -69,11 +69,11 @@ def gaussian(size, dimension, seed):
     return torch.randn(size, dimension, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_exact(bank, queries, k, dtype, num_workers=None):
+def assert_exact(bank, queries, k, dtype, num_workers=None, rtol=1e-5):
     differences = (queries.double()[:, None] - bank.double()).square().sum(dim=2)
     expected = differences.sort(dim=1).values[:, :k]
     result = PrunedSearch(bank, refuse_flat, num_workers, dtype)(queries, k)
-    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.double(), expected, rtol=rtol, atol=0)
 
 
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -125,6 +125,22 @@ def test_pruned_search_keeps_what_rounding_cannot_tell_apart(always_prune, dtype
     # Rows at equal distance but for parts in ten thousand, far below the steps of bfloat16.
     axes = torch.eye(64).repeat(8, 1) * (10 + torch.arange(512)[:, None] * 1e-5)
     assert_exact(axes, gaussian(100, 64, 1) * 1e-3, 5, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("spread", [0.001, 0.01, 0.03])
+@pytest.mark.parametrize("rank", [8, 32])
+def test_pruned_search_allows_for_what_rounding_moves(always_prune, dtype, spread, rank):
+    # All of the data lies along the search's directions, so the bound has no play of its own: within a cluster far from
+    # the mean, rounding to bfloat16 moves rows by as much as they are apart.
+    basis = torch.linalg.qr(gaussian(128, rank, 0)).Q
+
+    def flat_clusters(size, seed):
+        centres = torch.nn.functional.normalize(gaussian(4, rank, 3))
+        members = torch.arange(size) % 4
+        return (centres[members] + spread * gaussian(size, rank, seed)) @ basis.T
+
+    assert_exact(flat_clusters(400, 1), flat_clusters(150, 2), 2, dtype, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
