@@ -167,6 +167,7 @@ EFFECTS = {
     "target": ({"patch_core": (*RANDOM, "--target_embed_dimension", "64")}, "bank_mib"),
     "patchsize": ({"patch_core": (*RANDOM, "--patchsize", "5")}, "scores"),
     "num_nn": ({"patch_core": (*RANDOM, "--anomaly_scorer_num_nn", "4")}, "scores"),
+    "precision": ({"patch_core": (*RANDOM, "--precision", "bfloat16")}, "scores"),
     "seeded backbone": ({"patch_core": ("-b", "efficientnet_lite0.seed-3", *RANDOM[2:])}, "scores"),
     "percentage": ({"sampler": ("-p", "0.5", "approx_greedy_coreset")}, "bank_patches"),
     "identity": ({"sampler": ("identity",)}, "bank_patches"),

@@ -147,6 +147,20 @@ def test_later_in_place_operations_do_not_reach_a_captured_map():
     assert_same(maps["last"], backbone.module(images()))
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("efficientnet_lite0", ("blocks.2", "blocks.4")), ("timm/deit_tiny_distilled_patch16_224", ("blocks.3",))],
+)
+def test_maps_in_bfloat16_are_those_of_float32_but_for_rounding(name, layers):
+    backbone = load_backbone(name, weights="random")
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    whole, rounded = (FeatureExtractor(backbone, layers, precision)(images) for precision in ("float32", "bfloat16"))
+    for layer in layers:
+        assert rounded[layer].dtype == torch.float32
+        error = (rounded[layer] - whole[layer]).norm() / whole[layer].norm()
+        assert 1e-4 < error < 0.05
+
+
 def test_what_follows_the_last_layer_does_not_run():
     extractor = FeatureExtractor(random_backbone("resnet18"), ["layer2", "layer1"])
     ran = []

@@ -186,7 +186,15 @@ def test_members_are_spread_over_the_devices():
 
 
 @pytest.mark.parametrize(
-    "config", [ONE, replace(ONE, num_nn=3, patchsize=5), THREE, replace(THREE, num_nn=2)], ids=lambda config: None
+    "config",
+    [
+        ONE,
+        replace(ONE, num_nn=3, patchsize=5),
+        replace(ONE, precision="bfloat16"),
+        THREE,
+        replace(THREE, num_nn=2),
+    ],
+    ids=lambda config: None,
 )
 def test_a_stored_detector_gives_the_same_to_the_last_bit(config, tmp_path):
     sampler = SamplerConfig(name="approx_greedy_coreset", fraction=0.2)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from patchcore import runtime
 
@@ -41,3 +42,12 @@ def test_without_a_peak_in_the_status_the_resource_usage_tells(monkeypatch, tmp_
     monkeypatch.setattr(runtime, "_PROCESS_STATUS", tmp_path / "status")
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert runtime.peak_host_mib() >= usage / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "warned"), [("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False)]
+)
+def test_bfloat16_that_has_to_be_emulated_is_warned_of(precision, native, warned, monkeypatch, caplog):
+    monkeypatch.setattr(runtime, "native_bfloat16", lambda: native)
+    runtime.warn_of_slow_precision(precision, torch.device("cpu"))
+    assert ("float32 is likely faster" in caplog.text) == warned

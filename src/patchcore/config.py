@@ -16,6 +16,7 @@ POSITION_SCORES = ("likelihood", "log_likelihood")
 SCALE_WEIGHTINGS = ("standardised", "equal")
 IMAGE_SCORES = ("top", "max", "mean")
 PRECISIONS = ("auto", "float32", "bfloat16")
+BACKBONE_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,8 @@ class PatchCoreConfig:
     """The settings of PatchCore: one network, or an ensemble of several.
 
     `layers` holds the layer names of each backbone, in the order of `backbones`; the first layer of each sets the
-    grid of patches. `num_nn` is the number of nearest neighbours whose mean distance is a patch's score.
+    grid of patches. `num_nn` is the number of nearest neighbours whose mean distance is a patch's score. `precision` is
+    that of the networks' products; all after them is float32.
     """
 
     backbones: tuple[str, ...]
@@ -132,6 +134,7 @@ class PatchCoreConfig:
     num_nn: int = 1
     faiss_on_gpu: bool = False
     faiss_num_workers: int | None = None
+    precision: str = "float32"
     weights: str = "pretrained"
     weights_dir: Path | None = None
 
@@ -144,6 +147,7 @@ class PatchCoreConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         _check_choice(self, "weights", WEIGHTS)
+        _check_choice(self, "precision", BACKBONE_PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +227,7 @@ class FastFlowConfig:
         epochs, train_batch_size, learning_rate, weight_decay, gradient_clip: of Adam; the rate rises for the share
             `warmup` of all steps and falls as a cosine. `gradient_clip` bounds the gradient's norm per flow.
         tile: side of the square tiles that images are cut into, None for whole images; `tile_stride` apart.
-        precision: of the subnets' convolutions; auto is bfloat16 on CUDA and float32 elsewhere.
+        precision: bfloat16 is that of the backbone and the subnets; auto of the subnets alone, and on CUDA only.
         checkpoint_seconds: the training can be resumed from a state at most about so old.
         class_specific: whether hyper-parameters came from a file by category.
     """

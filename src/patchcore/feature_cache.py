@@ -238,7 +238,7 @@ def _identity(extractor: FeatureExtractor) -> bytes:
     else:
         hardware = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
     software = [f"{name} {version(name)}" for name in ("torch", "torchvision", "timm")]
-    conditions = [extractor.name, *software, hardware, *_switches(), repr(extractor.module)]
+    conditions = [extractor.name, extractor.precision, *software, hardware, *_switches(), repr(extractor.module)]
     # SHA-256, since processors compute it in hardware: 0.25 s for the 263 MiB of WideResNet50.
     digest = hashlib.sha256("\n".join(conditions).encode())
     for source in _SOURCES:

@@ -47,12 +47,13 @@ class FeatureExtractor(nn.Module):
     hooks and keeps its layers. Let go of the backbone afterwards to free what the extractor replaced.
     """
 
-    def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, layers: Sequence[str], precision: str = "float32") -> None:
         """Find the layers and look at what they give for one image.
 
         Args:
             backbone: from `load_backbone`.
             layers: dotted names such as `layer2`, `blocks.2`, `features.denseblock2`.
+            precision: of the network's products, float32 or bfloat16.
 
         Raises:
             PatchCoreError: a layer that is not there, is named twice, never runs, or gives no map.
@@ -62,6 +63,7 @@ class FeatureExtractor(nn.Module):
             raise PatchCoreError(f"backbone {backbone.name} needs one or more different layers, got {list(layers)}")
         self.name = backbone.name
         self.layers = tuple(layers)
+        self.precision = precision
         self.image_size = backbone.image_size
         self.prefix_tokens = backbone.prefix_tokens
         self._memory_format: torch.memory_format | None = None
@@ -106,8 +108,9 @@ class FeatureExtractor(nn.Module):
             with torch.inference_mode(False):
                 self.module.to(memory_format=memory_format)
             self._memory_format = memory_format
-        outputs = self._run(self.module, images.contiguous(memory_format=memory_format))
-        return {layer: self._to_map(layer, outputs[layer], images.shape) for layer in self.layers}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            outputs = self._run(self.module, images.contiguous(memory_format=memory_format))
+        return {layer: self._to_map(layer, outputs[layer], images.shape).float() for layer in self.layers}
 
     def layer_shapes(self, input_size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
         """(C, H', W') of every layer for images of `input_size` (H, W).

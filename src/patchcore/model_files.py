@@ -45,6 +45,7 @@ class MemberParams:
     sampler: str | None
     fraction: float | None
     reduced_decoding: bool = False
+    precision: str = "float32"
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -114,6 +115,7 @@ def read_model(folder: Path, loader: PatchCoreLoaderConfig | None = None, *, res
                 pretrain_embed_dimension=first.pretrain_embed_dimension,
                 target_embed_dimension=first.target_embed_dimension,
                 patchsize=first.patchsize,
+                precision=first.precision,
                 num_nn=loader.num_nn or (first.num_nn if name == PARAMS_FILE else _original_num_nn(folder, first)),
                 faiss_on_gpu=loader.faiss_on_gpu,
                 faiss_num_workers=loader.faiss_num_workers,

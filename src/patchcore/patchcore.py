@@ -25,7 +25,7 @@ from patchcore.memory_bank import MemoryBank, read_flat_index
 from patchcore.model_files import INDEX_FILE, PARAMS_FILE, MemberParams, StoredModel, prefixes_of, write_params
 from patchcore.patch_store import BankSize, PatchStore, expected_bytes, places
 from patchcore.patches import PatchEmbedding
-from patchcore.runtime import StageTimer, in_words, progress_bar
+from patchcore.runtime import StageTimer, in_words, progress_bar, warn_of_slow_precision
 from patchcore.sampler import kept_of, sample
 from patchcore.scoring import anomaly_maps, ensemble_mean, image_scores, patch_scores
 from patchcore.types import Output, PatchCoreError
@@ -48,7 +48,7 @@ class PatchEmbedder(nn.Module):
         super().__init__()
         device = devices[0]
         backbone = load_backbone(config.backbones[index], weights=config.weights, weights_dir=config.weights_dir)
-        self.extractor = FeatureExtractor(backbone, config.layers[index]).to(device)
+        self.extractor = FeatureExtractor(backbone, config.layers[index], config.precision).to(device)
         shapes = self.extractor.layer_shapes((imagesize, imagesize))
         _, *self.grid = next(iter(shapes.values()))  # patches along the height and the width of an image
         self.embedding = PatchEmbedding(
@@ -185,6 +185,7 @@ class PatchCore:
                 target_embed_dimension=self.config.target_embed_dimension,
                 patchsize=self.config.patchsize,
                 num_nn=self.config.num_nn,
+                precision=self.config.precision,
                 sampler=self.sampler and self.sampler.name,
                 fraction=self.sampler and self.sampler.fraction,
                 **asdict(self.trained_on),
@@ -239,6 +240,7 @@ def load_embedders(
             f"{len(devices)} GPUs for {members} backbones: the others have no work unless --faiss_on_gpu spreads the"
             " memory bank over them"
         )
+    warn_of_slow_precision(config.precision, devices[0])
     shares = devices_of_members(members, devices)
     return [PatchEmbedder(config, index, imagesize, share, cache) for index, share in enumerate(shares)]
 

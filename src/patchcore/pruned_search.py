@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchcore.runtime import native_bfloat16
+
 MOST_DIRECTIONS = 157  # with the 3 columns that hold the norms: 160, a width that matrix kernels like
 SAMPLE = 4096  # bank rows that give the directions, enough for their leading ones
 GROUP = 16  # bank rows that share one maximum, so that most of them are never looked at
@@ -21,13 +23,6 @@ SURVIVORS = 1 / 32  # share of the bank surviving above which the flat search is
 ROUNDOFF = 2.0**-8  # of bfloat16: the relative error of rounding to it
 FLOAT_ROUNDOFF = 2.0**-24
 UNDERFLOW = 1e-30  # far above what products of float32 lose where they underflow
-
-
-def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware, as far as torch tells (2.10 does, 2.6 does not)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    return native and torch.backends.mkldnn.is_available()
 
 
 def principal_directions(centred: Tensor, number: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,8 @@ from patchcore.types import PatchCoreError
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 _PROCESS_STATUS = Path("/proc/self/status")
 
@@ -40,6 +43,21 @@ def choose_devices(gpus: Sequence[int]) -> tuple[list[torch.device], str | None]
         if not 0 <= gpu < count:
             raise PatchCoreError(f"--gpu {gpu}: expected a CUDA device in 0..{count - 1}")
     return [torch.device("cuda", gpu) for gpu in gpus], None
+
+
+def native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware, as far as torch tells (2.10 does, 2.6 does not)."""
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return native and torch.backends.mkldnn.is_available()
+
+
+def warn_of_slow_precision(precision: str, device: torch.device) -> None:
+    """Tell who asked for bfloat16 on a processor that has to emulate it."""
+    if precision == "bfloat16" and device.type == "cpu" and not native_bfloat16():
+        log.warning("--precision bfloat16: this processor has no such arithmetic, float32 is likely faster")
 
 
 class StageTimer:

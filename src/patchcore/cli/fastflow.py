@@ -189,7 +189,7 @@ def _setting(name: str, help_text: str, *aliases: str, preset: bool = False, **s
 @scoring_options()
 @_setting(
     "precision",
-    "Of the subnets' convolutions; auto is bfloat16 on CUDA, float32 elsewhere.",
+    "bfloat16 for the backbone and the subnets of the flows, or for none; auto for the subnets alone, on CUDA only.",
     type=click.Choice(PRECISIONS),
 )
 @_setting(

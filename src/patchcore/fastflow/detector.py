@@ -277,4 +277,5 @@ class StoredFastFlow:
 def _network_key(model: StoredModel) -> tuple:
     """What a network depends on."""
     config = model.config
-    return config.backbone, config.layers, config.weights, config.tile, config.tile_stride, model.trained_on.imagesize
+    network = config.backbone, config.layers, config.weights, config.precision
+    return *network, config.tile, config.tile_stride, model.trained_on.imagesize

@@ -13,7 +13,7 @@ from patchcore.config import FastFlowConfig
 from patchcore.fastflow.tiles import Tiling
 from patchcore.feature_cache import FeatureCache, ImageFeatures
 from patchcore.features import FeatureExtractor, feature_scales
-from patchcore.runtime import StageTimer
+from patchcore.runtime import StageTimer, warn_of_slow_precision
 from patchcore.types import PatchCoreError
 
 CHUNK = 32  # tiles that pass through the backbone at a time
@@ -46,7 +46,9 @@ class Network:
                 self.tiling = Tiling((imagesize, imagesize), config.tile, config.tile_stride or config.tile)
             except ValueError as error:
                 raise PatchCoreError(f"--tile {config.tile}: {error}") from error
-        self.extractor = FeatureExtractor(backbone, layers).to(device)
+        warn_of_slow_precision(config.precision, device)
+        precision = "bfloat16" if config.precision == "bfloat16" else "float32"
+        self.extractor = FeatureExtractor(backbone, layers, precision).to(device)
         shapes = self.extractor.layer_shapes((self.inputsize, self.inputsize))
         self.channels = [channels for channels, _, _ in shapes.values()]
         self.nbytes_per_input = sum(math.prod(shape) for shape in shapes.values()) * torch.float32.itemsize
