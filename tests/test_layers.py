@@ -10,10 +10,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "patchcore"
 # From the bottom up. A module imports from lower rows only; modules of one row do not know each other.
 ROWS = [
     {"types", "config"},
-    {"runtime", "efficientnet_lite0", "legacy", "pruned_search", "png", "datasets.mpdd", "datasets.mvtec"},
-    {"datasets"},
+    {"runtime", "coreset", "efficientnet_lite0", "legacy", "png", "datasets.mpdd", "datasets.mvtec"},
+    {"datasets", "pruned_search", "sampler"},
     {"datasets.folder", "datasets.synthetic", "backbones", "patches", "metrics", "scoring", "visualize"},
-    {"features", "sampler", "memory_bank", "model_files", "results"},
+    {"features", "memory_bank", "patch_store", "model_files", "results"},
     {"feature_cache"},
     {"patchcore", "fastflow"},
     {"experiment", "comparison"},
