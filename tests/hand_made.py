@@ -113,9 +113,13 @@ def _write_scores(
         for number, (defect, value, label) in enumerate(zip(defects, values, labels, strict=True)):
             path = f"{category}/test/{defect}/{number:03}.png"
             writer.writerow([path, defect, int(label), value, value, value, int(value > values[:GOOD].max())])
-    pixels = np.ones((DEFECTIVE, len(labels)))
-    pairs = RankedPairs(won=pixels / 2, positives=np.ones(DEFECTIVE), negatives=np.ones(len(labels)))
-    results.write_pixel_pairs(folder / f"{row}_pixels.npz", pairs)
+    results.write_pixel_pairs(folder / f"{row}_pixels.npz", pixel_pairs_of(values, labels))
+
+
+def pixel_pairs_of(values: np.ndarray, labels: np.ndarray) -> RankedPairs:
+    """One defect pixel in every defective image and one normal one in every image, told apart as the scores are."""
+    won = 1 / (1 + np.exp(values - values[labels][:, None]))  # (D, N)
+    return RankedPairs(won=won, positives=np.ones(DEFECTIVE), negatives=np.ones(len(labels)))
 
 
 FASTFLOW_RUN = {"patch_core": None, "sampler": None, "fastflow": FASTFLOW}

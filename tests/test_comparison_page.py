@@ -126,7 +126,12 @@ def test_many_categories_and_methods_show_fewer_images_each(tmp_path):
     assert most == {"few": MOST, "many": PICTURES // (10 * 2 * (2 + 30))}
 
 
-def test_a_damaged_or_missing_picture_is_named_and_left_out(report, tmp_path, shell):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"no picture", lambda content: content[:37] + bytes(4) + content[41:]],
+    ids=["no PNG", "a chunk without a name"],  # which Pillow calls a SyntaxError
+)
+def test_a_damaged_or_missing_picture_is_named_and_left_out(damage, report, tmp_path, shell):
     results = report.parents[1] / "results" / "project"
     folder = tmp_path / "results" / "flow0"
     for path in (results / "flow0").rglob("*.*"):
@@ -134,7 +139,7 @@ def test_a_damaged_or_missing_picture_is_named_and_left_out(report, tmp_path, sh
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     pictures = sorted((folder / "segmentation_images" / "mpdd_metal_plate").glob("*_good_*"))
-    pictures[0].write_bytes(b"no picture")
+    pictures[0].write_bytes(damage(pictures[0].read_bytes()))
     pictures[1].unlink()
     ended = shell(compare_results, tmp_path / "results", "--output", tmp_path / "report")
     assert ended.code == 0, ended.err

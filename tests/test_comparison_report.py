@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -115,6 +116,22 @@ def test_studies_may_have_other_stages(tmp_path, compare):
     assert ended.code == 0, ended.err
     found = [(row["test_set"], row["flow_ms_per_image"], row["embedding_ms_per_image"]) for row in table("costs")]
     assert found == [("mpdd data", "1.5", ""), ("mpdd elsewhere", "", "2.5")]
+
+
+def test_tables_of_others_stay(two_methods, compare, tmp_path):
+    (tmp_path / "report" / "tables").mkdir(parents=True)
+    (tmp_path / "report" / "tables" / "mine.csv").write_text("mine")
+    assert compare()[0].code == 0
+    assert (tmp_path / "report" / "tables" / "mine.csv").read_text() == "mine"
+
+
+def test_one_training_each_is_said(two_methods, compare, tmp_path):
+    said = "one training each. What another seed would change is not accounted for."
+    compare()
+    assert said not in (tmp_path / "report" / "report.md").read_text()
+    shutil.rmtree(tmp_path / "results" / "flow1")
+    compare()
+    assert f"FastFlow resnet18, 224 px: {said}" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_tables_of_an_earlier_report_do_not_stay(two_methods, compare, tmp_path):

@@ -1,13 +1,16 @@
 """Finding runs, sorting them into columns and rows, and naming what is left out."""
 
 import csv
+from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from hand_made import FASTFLOW, FASTFLOW_RUN, PATCH_CORE, stored, write_run
 from patchcore.comparison.runs import find_runs
 from patchcore.comparison.study import studies_of
-from patchcore.results import write_rows
+from patchcore.metrics import RankedPairs
+from patchcore.results import read_pixel_pairs, write_pixel_pairs, write_rows
 from patchcore.types import PatchCoreError
 
 
@@ -197,6 +200,11 @@ UNUSABLE = {
         replaced("config.yaml", "environment:", "environment: x\nwas:"),
         "environment has no processor",
     ),
+    "seed of a list": (replaced("config.yaml", "seed: 1", "seed: [1]"), "run seed is [1]"),
+    "no categories": (replaced("config.yaml", "  categories:\n  - plate\n  - bracket\n", "  categories:\n"), "is None"),
+    "number for a category": (replaced("config.yaml", "- plate", "- 7"), "dataset categories are [7,"),
+    "test set of a list": (replaced("config.yaml", "test_set:", "test_set: [1]\nwas:"), "test_set is [1]"),
+    "method without settings": (replaced("config.yaml", "patch_core:", "patch_core:\nwas:"), "patch_core is None"),
     "cut results": (cut("results.csv", 700), "results.csv: damaged"),
     "results without mean": (replaced("results.csv", "Mean,", "Average,"), "no row Mean"),
     "results with text": (replaced("results.csv", ",0.5,", ",half,"), "results.csv: damaged results"),
@@ -217,7 +225,24 @@ def test_an_unusable_run_is_named_and_left_out(tmp_path, name):
     assert problems == {}
 
 
+def test_an_evaluation_with_a_damaged_model_is_named(tmp_path):
+    write_run(tmp_path / "good")
+    write_run(tmp_path / "bad", config=stored("elsewhere"))
+    path = tmp_path / "bad" / "config.yaml"
+    path.write_text(path.read_text().replace("folder: elsewhere/plate", "place: elsewhere/plate"))
+    _, problems = compared(tmp_path)
+    assert "damaged: the model of plate is" in problems["bad"]
+
+
 SCORES = "anomaly_scores/mpdd_plate.csv"
+
+
+PAIRS = "anomaly_scores/mpdd_plate_pixels.npz"
+
+
+def pairs_of(defective, images):
+    pairs = RankedPairs(won=np.ones((defective, images)), positives=np.ones(defective), negatives=np.ones(images))
+    return lambda folder: write_pixel_pairs(folder / PAIRS, pairs)
 
 
 def with_first(column, value):
@@ -241,6 +266,7 @@ DAMAGED = {
     "unknown label": (SCORES, with_first("label", "maybe"), "label is 'maybe', expected 0 or 1"),
     "other images": (SCORES, replaced(SCORES, "plate/test/good/000.png", "plate/test/good/100.png"), "other images"),
     "renamed column": (SCORES, replaced(SCORES, "normalised_score", "score"), "no column normalised_score"),
+    "pairs of other images": (PAIRS, pairs_of(11, 20), "pairs of (11, 20) images, expected (12, 20)"),
     "cut pairs": ("anomaly_scores/mpdd_plate_pixels.npz", cut("anomaly_scores/mpdd_plate_pixels.npz", 99), "damaged"),
     "cut defect types": ("defect_types.csv", cut("defect_types.csv", 120), "defect_types.csv: damaged"),
 }
@@ -248,6 +274,19 @@ DAMAGED = {
 
 def drop_last_line(path):
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+
+
+def test_no_damage_to_the_pixel_pairs_stops_the_report(tmp_path):
+    """Whatever byte is hit, the pairs are read as they were or named as damaged."""
+    path = write_run(tmp_path / "run") / PAIRS
+    content = path.read_bytes()
+    intact = 0
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        with suppress(PatchCoreError):
+            read_pixel_pairs(path)
+            intact += 1
+    assert intact < len(content) / 2
 
 
 @pytest.mark.parametrize("name", DAMAGED)

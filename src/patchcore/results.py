@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def write_results(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         **rows,
         MEAN: {column: _mean(row.get(column, math.nan) for row in rows.values()) for column in columns},
     }
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([ROW_NAMES, *columns])
         for name, row in table.items():
@@ -88,7 +89,7 @@ def read_results(path: Path) -> dict[str, dict[str, float]]:
         PatchCoreError: the file is missing or not such a table; it is named.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise PatchCoreError(f"{path}: cannot read the results: {error}") from error
@@ -126,7 +127,7 @@ def write_scores(
     extra = dict(predictions.columns)
     if len(predictions.raw_scores) > 1:
         extra = {f"raw_score_{i}": scores for i, scores in enumerate(predictions.raw_scores)} | extra
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             [
@@ -149,7 +150,7 @@ def write_scores(
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write a table of one or more rows that share their columns."""
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -160,7 +161,7 @@ def read_rows(path: Path) -> list[dict[str, object]]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise PatchCoreError(f"{path}: cannot read the table: {error}") from error
@@ -181,14 +182,14 @@ def read_pixel_pairs(path: Path) -> RankedPairs:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return RankedPairs(**{name: arrays[name].astype(np.float64) for name in RankedPairs.__dataclass_fields__})
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise PatchCoreError(f"{path}: damaged pixel pairs: {error}") from error
 
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write plain dicts, lists, strings and numbers as YAML, in their order."""
     with written_aside(path) as aside:
-        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=math.inf))
+        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=math.inf), encoding="utf-8")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         PatchCoreError: the file is missing or no such YAML.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PatchCoreError(f"{path}: cannot read the settings: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

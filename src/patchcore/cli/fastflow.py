@@ -353,7 +353,8 @@ def load_and_evaluate_fastflow(**_: Any) -> None:
     """Evaluate stored FastFlow models.
 
     RESULTS_PATH and options come first, then the stages fastflow_loader and dataset, each with its own --help.
-    With the batch size of the run that stored a model, its numbers come out to the last digit on the same device.
+    With the batch size and threads of the run that stored a model, its numbers come out to the last digit on the same
+    device.
     """
 
 

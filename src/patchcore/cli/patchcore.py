@@ -259,7 +259,8 @@ def load_and_evaluate_patchcore(**_: Any) -> None:
     """Evaluate stored PatchCore models.
 
     RESULTS_PATH and options come first, then the stages patch_core_loader and dataset, each with its own --help.
-    With the batch size of the run that stored a model, its numbers come out to the last digit on the same device.
+    With the batch size and threads of the run that stored a model, its numbers come out to the last digit on the same
+    device.
     """
 
 

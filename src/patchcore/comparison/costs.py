@@ -16,6 +16,7 @@ COSTS = {  # column of results.csv -> heading
     "bank_mib": "bank, MiB",
     "model_mib": "model on disk, MiB",
 }
+TIMES = ("fit_seconds", "ms_per_image")
 _STAGE = "_ms_per_image"
 
 
@@ -77,6 +78,8 @@ def costs_table(study: Study) -> Table:
         else "No category was run by every method, so their costs are not those of the same work.",
         "Host memory is the most that the whole process held. Model size needs --save_patchcore_model.",
     ]
+    if warm := cached(study):
+        notes.append(f"Times do not compare: some features of {', '.join(warm)} came from a cache.")
     machines = hardware_of(study)
     notes.append(
         f"Measured on {machines[0]}."
@@ -90,6 +93,12 @@ def costs_table(study: Study) -> Table:
 def hardware_of(study: Study) -> list[str]:
     """What the runs of a study were measured on, each once."""
     return sorted({run.hardware for method in study.methods for run in method.runs})
+
+
+def cached(study: Study) -> list[str]:
+    """The runs of a study that took features from a cache, so that their times are not those of a whole run."""
+    runs = {run.name: run for method in study.methods for run in method.runs}
+    return [name for name, run in runs.items() if any(row.get("cached_share", 0) > 0 for row in run.rows.values())]
 
 
 def _measured(study: Study, rows: Sequence[Row], column: str) -> bool:

@@ -83,7 +83,8 @@ def _case(image: int, row: Row, shown: dict[str, Run], problems: list[Problem]) 
     for name, run in shown.items():
         try:
             picture, mask, heat = _read(run.pictures[key])
-        except (KeyError, OSError, ValueError) as error:
+        # Pillow answers some damaged files with a SyntaxError, and one that claims to be huge with its own.
+        except (KeyError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = "missing" if isinstance(error, KeyError) else f"damaged: {error}"
             problems.append(Problem(name=f"{run.name}/segmentation_images/{row.name}: {key[1]}", reason=reason))
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from patchcore.comparison.costs import COSTS, common_rows, hardware_of, per_run
+from patchcore.comparison.costs import COSTS, TIMES, cached, common_rows, hardware_of, per_run
 from patchcore.comparison.statistics import DECIMALS, Difference, Line, ranked
 from patchcore.comparison.study import Study, mean
 from patchcore.comparison.tables import Record, amount, share
@@ -36,13 +36,13 @@ class Recommendation:
         return f"{self.use} ({self.measure})"
 
 
-def recommend(study: Study, judged: Mapping[str, Sequence[Line]]) -> list[Recommendation]:
+def recommend(study: Study, lines: Mapping[str, Sequence[Line]]) -> list[Recommendation]:
     """The winners for classification, localisation, speed and size; nothing where a study has one method only."""
     if len(study.methods) < 2:
         return []
     return [
-        _by_auroc("best classification", study, "instance_auroc", judged),
-        _by_auroc("best localisation", study, "full_pixel_auroc", judged),
+        _by_auroc("best classification", study, "instance_auroc", lines),
+        _by_auroc("best localisation", study, "full_pixel_auroc", lines),
         _by_cost("fastest inference", study, "ms_per_image", varies=True),
         _by_cost("fastest training", study, "fit_seconds", varies=True),
         _by_cost("least host memory", study, "peak_host_mib", varies=True),
@@ -64,19 +64,19 @@ def records(study: Study, found: Sequence[Recommendation]) -> list[Record]:
     ]
 
 
-def _by_auroc(use: str, study: Study, metric: str, judged: Mapping[str, Sequence[Line]]) -> Recommendation:
+def _by_auroc(use: str, study: Study, metric: str, lines: Mapping[str, Sequence[Line]]) -> Recommendation:
     """Judge by the average over categories, or by the only one."""
     heading = dict(METRICS)[metric]
     if study.has_conflict:
         return Recommendation(use, None, heading, ("a category was run on different test images: no average",))
-    line = judged[metric][-1]
+    line = lines[metric][-1]
     measure = f"{heading}, {study.label(line.row)}"
     order = ranked(line.figures)
     if len(order) < 2:
         return Recommendation(use, None, measure, ("fewer than two methods have it",))
     best = order[0]
-    clear = line.verdict.kind == "best"
-    others = order[1:2] if clear else line.verdict.leaders[1:]
+    clear = line.standing.kind == "best"
+    others = order[1:2] if clear else line.standing.leaders[1:]
     compared = {found.second: found for found in line.differences if found.first == best}
     figures = [f"{best}: {share(line.figures[best].mean)}"]
     figures += [f"{other}: {share(line.figures[other].mean)}, {_gap(compared.get(other))}" for other in others]
@@ -103,6 +103,9 @@ def _by_cost(use: str, study: Study, column: str, *, varies: bool) -> Recommenda
     comparable = not lacking
     if varies and len(hardware_of(study)) > 1:
         figures.append("measured on different machines")
+        comparable = False
+    if column in TIMES and cached(study):
+        figures.append("some features came from a cache (--feature_cache)")
         comparable = False
     best, *rivals = order or [""]
     margin = 1 + NOISE if varies else 1

@@ -11,7 +11,7 @@ from patchcore.comparison.gallery import Case
 from patchcore.comparison.published import Published, read_published
 from patchcore.comparison.recommendations import Recommendation, recommend
 from patchcore.comparison.runs import Problem, find_runs
-from patchcore.comparison.statistics import AUROCS, judge
+from patchcore.comparison.statistics import AUROCS, compare
 from patchcore.comparison.study import Row, Study, studies_of
 from patchcore.comparison.tables import Table
 from patchcore.types import PatchCoreError
@@ -64,14 +64,14 @@ def make_report(root: Path, reference: Path | None) -> Report:
 
 
 def _chapter(study: Study, published: Published | None, most: int, problems: list[Problem]) -> Chapter:
-    judged = {metric: judge(study, metric) for metric in AUROCS}
-    main = [tables.auroc_table(study, metric, lines, published) for metric, lines in judged.items()]
+    by_metric = {metric: compare(study, metric) for metric in AUROCS}
+    main = [tables.auroc_table(study, metric, lines, published) for metric, lines in by_metric.items()]
     further = [
         costs_table(study),
         tables.defect_types_table(study),
         tables.thresholds_table(study),
         tables.further_metrics_table(study),
-        tables.differences_table(study, judged),
+        tables.differences_table(study, by_metric),
     ]
     if published:
         further += tables.published_tables(study, published)
@@ -80,5 +80,5 @@ def _chapter(study: Study, published: Published | None, most: int, problems: lis
         main=tuple(main),
         further=tuple(further),
         gallery={row: gallery.cases(study, row, most, problems) for row in study.rows},
-        recommended=tuple(recommend(study, judged)),
+        recommended=tuple(recommend(study, by_metric)),
     )

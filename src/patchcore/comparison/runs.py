@@ -16,17 +16,28 @@ import yaml
 from numpy.typing import NDArray
 
 from patchcore import results
+from patchcore.comparison.methods import METHODS
 from patchcore.metrics import RankedPairs
 from patchcore.types import PatchCoreError
 
 Read = TypeVar("Read")
 
-# What is read of `config.yaml`, besides the method.
-_NEEDED = {
-    "run": ("seed", "log_group"),
-    "dataset": ("name", "path", "categories", "resize", "imagesize", "train_val_split", "augment"),
-    "environment": ("processor", "threads", "gpus"),
+# What is read of `config.yaml`, besides the method, and of which type it is.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "run": {"seed": int, "log_group": str},
+    "dataset": {
+        "name": str,
+        "path": str,
+        "categories": list,
+        "resize": int,
+        "imagesize": int,
+        "train_val_split": (int, float),
+        "augment": bool,
+    },
+    "environment": {"processor": str, "threads": str, "gpus": str},
 }
+# The others that are read, all with settings by name.
+_SECTIONS = {"test_set", "sampler", "models", *(stage + kind for stage in METHODS for kind in ("", "_loader"))}
 RUN_FILES = ("config.yaml", "results.csv", "run.log")  # any of them marks the folder of a run
 
 
@@ -147,7 +158,8 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     dataset = config["dataset"]
     expected = [f"{dataset['name']}_{category}" for category in dataset["categories"]]
     test_set = config.get("test_set") or {}
-    if not all({"images", "fingerprint"} <= set(test_set.get(row) or ()) for row in expected):
+    known = {row: found for row, found in test_set.items() if isinstance(found, dict)}
+    if not all({"images", "fingerprint"} <= set(known.get(row) or ()) for row in expected):
         raise PatchCoreError("config.yaml does not say what the test images were; was it made by an earlier version?")
     if not (folder / "results.csv").exists():
         raise PatchCoreError(f"unfinished: no results.csv, missing {', '.join(expected)}")
@@ -156,7 +168,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     if missing:
         raise PatchCoreError(f"unfinished: missing {', '.join(missing)}")
 
-    def optional(reader: Callable[..., Read], path: Path, *args: int) -> Read | None:
+    def optional(reader: Callable[..., Read], path: Path, *args: object) -> Read | None:
         try:
             return reader(path, *args) if path.exists() else None
         except PatchCoreError as error:
@@ -166,7 +178,11 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     sizes = {row: test_set[row]["images"] for row in expected}
     files = folder / "anomaly_scores"
     scores = {row: optional(_read_scores, files / f"{row}.csv", sizes[row]) for row in expected}
-    pairs = {row: optional(_read_pixel_pairs, files / f"{row}_pixels.npz", sizes[row]) for row in expected}
+    pairs = {
+        row: optional(_read_pixel_pairs, files / f"{row}_pixels.npz", found.labels)
+        for row, found in scores.items()
+        if found is not None
+    }
     return Run(
         folder=folder,
         name=name,
@@ -191,6 +207,17 @@ def _read_config(path: Path) -> dict[str, Any]:
         lacking = [name for name in names if not isinstance(found, dict) or name not in found]
         if lacking:
             raise PatchCoreError(f"{path}: {section} has no {', '.join(lacking)}; was it made by an earlier version?")
+        for name, kind in names.items():
+            if not isinstance(found[name], kind) or (kind is int and isinstance(found[name], bool)):
+                raise PatchCoreError(f"{path}: damaged: {section} {name} is {found[name]!r:.80}")
+    if not all(isinstance(category, str) for category in config["dataset"]["categories"]):
+        raise PatchCoreError(f"{path}: damaged: dataset categories are {config['dataset']['categories']!r:.80}")
+    for section in _SECTIONS & set(config):
+        if not isinstance(config[section], dict):
+            raise PatchCoreError(f"{path}: damaged: {section} is {config[section]!r:.80}, expected settings by name")
+    for category, model in config.get("models", {}).items():
+        if not (isinstance(model, dict) and isinstance(model.get("config"), dict) and "folder" in model):
+            raise PatchCoreError(f"{path}: damaged: the model of {category} is {model!r:.80}")
     return config
 
 
@@ -267,9 +294,10 @@ def _read_scores(path: Path, images: int) -> ImageScores:
     )
 
 
-def _read_pixel_pairs(path: Path, images: int) -> RankedPairs:
+def _read_pixel_pairs(path: Path, labels: NDArray[np.bool_]) -> RankedPairs:
     pairs = results.read_pixel_pairs(path)
-    defective = len(pairs.positives)
-    if pairs.won.shape != (defective, images) or pairs.negatives.shape != (images,):
+    defective, images = int(labels.sum()), len(labels)
+    shapes = pairs.won.shape, pairs.positives.shape, pairs.negatives.shape
+    if shapes != ((defective, images), (defective,), (images,)):
         raise PatchCoreError(f"{path}: damaged: pairs of {pairs.won.shape} images, expected {(defective, images)}")
     return pairs

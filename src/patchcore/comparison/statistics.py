@@ -2,8 +2,8 @@
 
 All methods of a study are scored on the same resampled test images, so that what an easy or hard image does to all of
 them cancels in their difference. Good and defective images are drawn separately, each as often as there are such
-images; seeds are drawn as well. A difference is clear if its interval leaves out 0 and the two figures also differ as
-printed. The intervals of a line hold jointly with 95 % (Bonferroni over the rivals of the best).
+images; seeds are drawn as well. A difference is clear if its interval lies above 0 and the two figures also differ as
+printed. The intervals of the highest method of a line against all others hold jointly with 95 % (Bonferroni).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from patchcore.comparison.runs import Run
 from patchcore.comparison.study import Figure, Row, Study
 from patchcore.metrics import RankedPairs, image_pairs
 
-RESAMPLES = 2000
+RESAMPLES = 5000
 CONFIDENCE = 0.95
 DECIMALS = 3  # of every AUROC in the tables, as in the study
 AUROCS = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc")
@@ -41,7 +41,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Standing:
     """Who leads a line of a table.
 
     Attributes:
@@ -56,16 +56,16 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a table of AUROCs, judged."""
+    """One line of a table of AUROCs, compared."""
 
     row: Row | None
     figures: dict[str, Figure]
-    verdict: Verdict
+    standing: Standing
     differences: tuple[Difference, ...]
 
 
-def judge(study: Study, metric: str, *, seed: int = 0) -> list[Line]:
-    """Judge every line of a study by one of `AUROCS`."""
+def compare(study: Study, metric: str, *, seed: int = 0) -> list[Line]:
+    """Compare the methods of a study in every line by one of `AUROCS`."""
     samples = _bootstrap(study, metric, np.random.default_rng(seed))
     lines = []
     for row in study.lines:
@@ -74,7 +74,7 @@ def judge(study: Study, metric: str, *, seed: int = 0) -> list[Line]:
             Line(
                 row=row,
                 figures=figures,
-                verdict=verdict(figures, samples[row]),
+                standing=standing(figures, samples[row]),
                 differences=tuple(
                     found
                     for first, second in itertools.combinations(ranked(figures), 2)
@@ -94,29 +94,35 @@ def ranked(figures: Mapping[str, Figure]) -> list[str]:
 def difference(
     first: str, second: str, figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]
 ) -> Difference | None:
-    """Compare two methods; None where the runs of one kept no scores to resample."""
+    """Compare a method with a lower one; None where the runs of one kept no scores to resample.
+
+    Resamples in which an AUROC is undefined, as without any defect pixel, do not count; where that is most of them,
+    the interval is nan and nothing is clear.
+    """
     if first not in samples or second not in samples:
         return None
     rivals = max(1, len(ranked(figures)) - 1)
     tail = (1 - CONFIDENCE) / rivals / 2
-    low, high = np.quantile(samples[first] - samples[second], [tail, 1 - tail])
+    gaps = samples[first] - samples[second]
+    defined = gaps[np.isfinite(gaps)]
+    low, high = np.quantile(defined, [tail, 1 - tail]) if 2 * len(defined) > len(gaps) else (math.nan, math.nan)
     tied = _printed(figures[first]) == _printed(figures[second])
     value = figures[first].mean - figures[second].mean
-    return Difference(first, second, value, float(low), float(high), not tied and not low <= 0 <= high)
+    return Difference(first, second, value, float(low), float(high), not tied and bool(low > 0))
 
 
-def verdict(figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]) -> Verdict:
+def standing(figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]) -> Standing:
     """Say who leads; a rival that cannot be compared with the best for want of scores counts as not clearly behind."""
     order = ranked(figures)
     if len(order) < 2:
-        return Verdict("alone", tuple(order))
+        return Standing("alone", tuple(order))
     best, *rivals = order
     compared = {rival: difference(best, rival, figures, samples) for rival in rivals}
     level = [rival for rival, found in compared.items() if found is None or not found.clear]
     if not level:
-        return Verdict("best", (best,))
+        return Standing("best", (best,))
     tied = all(_printed(figures[rival]) == _printed(figures[best]) for rival in level)
-    return Verdict("tie" if tied else "unclear", (best, *level))
+    return Standing("tie" if tied else "unclear", (best, *level))
 
 
 def _printed(figure: Figure) -> str:
@@ -126,6 +132,7 @@ def _printed(figure: Figure) -> str:
 def _bootstrap(study: Study, metric: str, generator: np.random.Generator) -> dict[Row | None, Samples]:
     """AUROCs of every method on the same resampled images, by line; only methods all of whose runs kept scores."""
     samples: dict[Row | None, Samples] = {}
+    seeds: dict[tuple[object, ...], NDArray[np.float64]] = {}  # a run that stands behind several rows is drawn for all
     for row in study.rows:
         samples[row] = {}
         weights = None
@@ -137,8 +144,10 @@ def _bootstrap(study: Study, metric: str, generator: np.random.Generator) -> dic
             if weights is None:
                 weights = draw(labels, generator)
             per_seed = np.stack([resampled(_pairs(run, row, metric), labels, weights) for run in runs])
-            drawn = generator.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=RESAMPLES)
-            samples[row][method.name] = (per_seed.T * drawn).sum(axis=1) / len(runs)
+            key = method.name, *method.cells[row]
+            if key not in seeds:
+                seeds[key] = draw_seeds(len(runs), generator)
+            samples[row][method.name] = (per_seed.T * seeds[key]).sum(axis=1)
     everywhere = set.intersection(*(set(samples[row]) for row in study.rows))
     samples[None] = {name: np.mean([samples[row][name] for row in study.rows], axis=0) for name in everywhere}
     return samples
@@ -173,8 +182,20 @@ def draw(labels: NDArray[np.bool_], generator: np.random.Generator) -> NDArray[n
     return weights
 
 
+def draw_seeds(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """(RESAMPLES, count) weights of the seeds, 1 in all: how far the mean over other seeds might have been.
+
+    As often drawn as there are seeds, and with their deviations scaled by sqrt(n / (n - 1)): drawing from n values
+    alone gives their mean too small a variance, by (n - 1) / n. One seed says nothing of others.
+    """
+    mean = np.full(count, 1 / count)
+    drawn = generator.multinomial(count, mean, size=RESAMPLES) / count
+    return mean + (drawn - mean) * math.sqrt(count / max(1, count - 1))
+
+
 def resampled(pairs: RankedPairs, labels: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """(B,) AUROC with every image counted as often as the (B, N) weights say."""
     defective = weights[:, labels]  # (B, D)
     won = np.einsum("bn,bn->b", defective @ pairs.won, weights)
-    return won / ((defective @ pairs.positives) * (weights @ pairs.negatives))
+    with np.errstate(invalid="ignore"):  # 0 / 0 where no positive or no negative was drawn
+        return won / ((defective @ pairs.positives) * (weights @ pairs.negatives))

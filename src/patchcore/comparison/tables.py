@@ -82,7 +82,7 @@ def auroc_table(study: Study, metric: str, lines: Sequence[Line], published: Pub
         cells = [Cell(label)]
         for method in study.methods:
             figure = line.figures[method.name]
-            mark = line.verdict.kind if method.name in line.verdict.leaders else ""
+            mark = line.standing.kind if method.name in line.standing.leaders else ""
             printed = published.of(method) if published else None
             reference = printed.value(study, line.row, metric) if printed else math.nan
             gap = figure.mean - reference
@@ -105,6 +105,10 @@ def auroc_table(study: Study, metric: str, lines: Sequence[Line], published: Pub
             )
         rows.append(cells)
     notes = [LEGEND] if len(study.methods) > 1 else []
+    single = [method.name for method in study.methods if len(method.runs) == 1]
+    if notes and single:
+        every = "All methods" if len(single) == len(study.methods) else "; ".join(single)
+        notes.append(f"{every}: one training each. What another seed would change is not accounted for.")
     header = ["category", *(method.name for method in study.methods)]
     return Table(name=metric, title=dict(METRICS)[metric], header=header, rows=rows, records=records, notes=notes)
 
@@ -174,16 +178,16 @@ def further_metrics_table(study: Study) -> Table:
     )
 
 
-def differences_table(study: Study, judged: dict[str, list[Line]]) -> Table:
+def differences_table(study: Study, by_metric: dict[str, list[Line]]) -> Table:
     """The highest method of every line against each other one; all pairs are in the CSV file."""
     rows, records = [], []
-    for metric, lines in judged.items():
+    for metric, lines in by_metric.items():
         for line in lines:
             for found in line.differences:
                 label = study.label(line.row)
                 interval = f"[{found.low:+.{DECIMALS}f}, {found.high:+.{DECIMALS}f}]"
                 clear = "clear" if found.clear else "not clear"
-                if found.first == line.verdict.leaders[0]:
+                if found.first == line.standing.leaders[0]:
                     value = Cell(f"{found.value:+.{DECIMALS}f}", found.value)
                     names = [dict(METRICS)[metric], label, found.first, found.second]
                     rows.append([*map(Cell, names), value, Cell(interval, found.low), Cell(clear)])
@@ -208,8 +212,9 @@ def differences_table(study: Study, judged: dict[str, list[Line]]) -> Table:
         records=records,
         notes=[
             f"Paired bootstrap over test images: {RESAMPLES:,} resamples, good and defective images drawn separately,"
-            f" seeds drawn as well. The intervals of a line hold jointly with {CONFIDENCE:.0%}. A difference is clear"
-            " if its interval leaves out 0 and the two values differ as printed."
+            f" seeds drawn as well. The intervals below, of the highest method of a line, hold jointly with"
+            f" {CONFIDENCE:.0%}; those of the other pairs, in the CSV file, do not. A difference is clear if its"
+            " interval lies above 0 and the two values differ as printed."
         ],
     )
 

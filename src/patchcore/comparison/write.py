@@ -7,10 +7,18 @@ from pathlib import Path
 from patchcore.comparison import recommendations
 from patchcore.comparison.page import html
 from patchcore.comparison.report import Report
+from patchcore.comparison.statistics import AUROCS
 from patchcore.comparison.tables import Record
 from patchcore.comparison.text import markdown
 from patchcore.results import write_rows
 from patchcore.runtime import written_aside
+from patchcore.types import PatchCoreError
+
+# Every table that a report may have; of an earlier report those go that this one lacks.
+TABLES = (
+    *("runs", "recommendations", *AUROCS, "published", "costs", "defect_types"),
+    *("thresholds", "further_metrics", "differences"),
+)
 
 
 def write_report(report: Report, output: Path) -> None:
@@ -24,12 +32,17 @@ def write_report(report: Report, output: Path) -> None:
         records["recommendations"] += recommendations.records(chapter.study, chapter.recommended)
         for table in chapter.tables:
             records.setdefault(table.name, []).extend(table.records)
-    for earlier in (output / "tables").glob("*.csv"):
-        earlier.unlink()
-    for name, rows in records.items():
-        if rows:
+    for name in TABLES:
+        path = output / "tables" / f"{name}.csv"
+        if rows := records.pop(name, []):
             columns = dict.fromkeys(column for row in rows for column in row)  # not every study has every stage
-            write_rows(output / "tables" / f"{name}.csv", [{**dict.fromkeys(columns, ""), **row} for row in rows])
+            write_rows(path, [{**dict.fromkeys(columns, ""), **row} for row in rows])
+        else:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise PatchCoreError(f"cannot remove {path} of an earlier report: {error.strerror}") from error
+    assert not records, f"no names for the tables {', '.join(records)}"
     for name, content in (("report.md", markdown(report)), ("report.html", html(report))):
         with written_aside(output / name) as aside:
             aside.write_text(content, encoding="utf-8")
