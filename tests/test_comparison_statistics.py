@@ -291,6 +291,13 @@ def test_a_cost_that_one_lacks_has_no_winner(tmp_path):
     assert winners(tmp_path)["smallest model"] is None
 
 
+def test_a_seed_that_lacks_a_category_has_no_part_in_the_costs(tmp_path):
+    write_run(tmp_path / "whole", costs={"fit_seconds": 2.0})
+    write_run(tmp_path / "part", seed=1, categories=("plate",), costs={"fit_seconds": 100.0})
+    (record,) = costs_table(study_of(tmp_path)).records
+    assert record["fit_seconds"] == 2.0
+
+
 def test_costs_are_means_over_the_categories_that_all_ran(tmp_path):
     write_run(tmp_path / "a", categories=("plate",), costs={"fit_seconds": 1.0})
     write_run(tmp_path / "b", categories=("bracket",), costs={"fit_seconds": 100.0})

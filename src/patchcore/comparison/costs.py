@@ -42,8 +42,8 @@ def costs_table(study: Study) -> Table:
     stages = {
         column: f"{column.removesuffix(_STAGE)}, ms"
         for method in study.methods
-        for run in method.runs
         for row in rows
+        for run in method.runs_of(row)
         for column in run.rows[row.name]
         if column.endswith(_STAGE)
     }
