@@ -1,10 +1,13 @@
 """Finding runs, sorting them into columns and rows, and naming what is left out."""
 
+import copy
 import csv
+import datetime
 from contextlib import suppress
 
 import numpy as np
 import pytest
+import yaml
 
 from hand_made import FASTFLOW, FASTFLOW_RUN, PATCH_CORE, stored, write_run
 from patchcore.comparison.runs import find_runs
@@ -205,6 +208,10 @@ UNUSABLE = {
     "number for a category": (replaced("config.yaml", "- plate", "- 7"), "dataset categories are [7,"),
     "test set of a list": (replaced("config.yaml", "test_set:", "test_set: [1]\nwas:"), "test_set is [1]"),
     "method without settings": (replaced("config.yaml", "patch_core:", "patch_core:\nwas:"), "patch_core is None"),
+    "fingerprint of a list": (replaced("config.yaml", "fingerprint: mpdd_plate-a1", "fingerprint: [1]"), "test images"),
+    "backbone of a number": (replaced("config.yaml", "- efficientnet_lite0", "- 7"), "PatchCore has no backbone"),
+    "fraction of text": (replaced("config.yaml", "fraction: 0.1", "fraction: few"), "the sampler is {"),
+    "a date": (replaced("config.yaml", "num_nn: 1", "num_nn: 2020-02-02"), "config.yaml: damaged"),
     "cut results": (cut("results.csv", 700), "results.csv: damaged"),
     "results without mean": (replaced("results.csv", "Mean,", "Average,"), "no row Mean"),
     "results with text": (replaced("results.csv", ",0.5,", ",half,"), "results.csv: damaged results"),
@@ -234,9 +241,39 @@ def test_an_evaluation_with_a_damaged_model_is_named(tmp_path):
     assert "damaged: the model of plate is" in problems["bad"]
 
 
+def test_an_evaluation_without_models_is_named(tmp_path):
+    write_run(tmp_path / "bad", config={**stored("elsewhere"), "models": None})
+    studies, problems = compared(tmp_path)
+    assert studies == []
+    assert "patch_core_loader without models" in problems["bad"]
+
+
+def places(content, above=()):
+    """The keys that lead to every value of nested mappings and lists."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield (*above, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*above, key))
+
+
+@pytest.mark.parametrize("config", [{}, FASTFLOW_RUN, stored("elsewhere")], ids=["PatchCore", "FastFlow", "stored"])
+def test_no_value_in_the_configuration_stops_the_report(tmp_path, config):
+    """Whatever stands where, the run is in a table or named."""
+    path = write_run(tmp_path / "odd", config=config, scores=False) / "config.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for *above, last in places(content):
+        for value in (None, 1, "x", [], [[1]], {"a": 1}, {1: [2]}, datetime.date(2020, 2, 2)):
+            odd = copy.deepcopy(content)
+            inner = odd
+            for key in above:
+                inner = inner[key]
+            inner[last] = value
+            path.write_text(yaml.safe_dump(odd), encoding="utf-8")
+            studies, problems = compared(tmp_path)
+            assert bool(studies) != ("odd" in problems)
+
+
 SCORES = "anomaly_scores/mpdd_plate.csv"
-
-
 PAIRS = "anomaly_scores/mpdd_plate_pixels.npz"
 
 

@@ -55,31 +55,45 @@ def configuration(config: Mapping[str, Any]) -> Configuration:
     """The configuration of a run, from its `config.yaml`.
 
     Raises:
-        PatchCoreError: no known method or no backbone stands there, or an evaluation's models differ in more than what
-            is set by category.
+        PatchCoreError: no known method or no backbone stands there, the sampler or the models are damaged, or an
+            evaluation's models differ in more than what is set by category.
     """
     for stage, method in METHODS.items():
         if stage in config:
             settings, by_category = dict(config[stage]), config.get(f"{stage}_by_category")
             sampler, stored = config.get("sampler"), False
         elif f"{stage}_loader" in config:
-            models = config["models"]
+            models = config.get("models")
+            if not models:
+                raise PatchCoreError(f"config.yaml: damaged: {stage}_loader without models")
             settings, by_category = _shared({category: model["config"] for category, model in models.items()})
             sampler, stored = next(iter(models.values())).get("sampler"), True
         else:
             continue
-        if not (settings.get("backbone") or settings.get("backbones")):
+        backbones = settings.get("backbones") or [settings.get("backbone")]
+        if not (isinstance(backbones, list) and all(isinstance(name, str) and name for name in backbones)):
             raise PatchCoreError(f"config.yaml: {method} has no backbone")
         settings |= {name: config["dataset"][name] for name in _GEOMETRY_AND_TRAINING}
         if config["dataset"].get("reduced_decoding"):
             settings["reduced_decoding"] = True
         if sampler:
+            if not _is_sampler(sampler):
+                raise PatchCoreError(f"config.yaml: damaged: the sampler is {sampler!r:.80}")
             settings |= {"sampler": sampler["name"], "fraction": sampler["fraction"]}
         if by_category:
             settings["by_category"] = hashlib.sha256(json.dumps(by_category).encode()).hexdigest()[:6]
         known = sorted((name, json.dumps(value)) for name, value in settings.items() if name not in _TECHNICAL)
         return Configuration(method, tuple(known), stored)
     raise PatchCoreError(f"config.yaml names no known method: expected one of {', '.join(METHODS)}, or its loader")
+
+
+def _is_sampler(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("name"), str)
+        and isinstance(found.get("fraction"), int | float)
+        and 0 < found["fraction"] <= 1
+    )
 
 
 def _shared(configs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "environment": {"processor": str, "threads": str, "gpus": str},
 }
 # The others that are read, all with settings by name.
-_SECTIONS = {"test_set", "sampler", "models", *(stage + kind for stage in METHODS for kind in ("", "_loader"))}
+_SECTIONS = ("test_set", "sampler", "models", *(stage + kind for stage in METHODS for kind in ("", "_loader")))
 RUN_FILES = ("config.yaml", "results.csv", "run.log")  # any of them marks the folder of a run
 
 
@@ -157,9 +158,8 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     config = _read_config(folder / "config.yaml")
     dataset = config["dataset"]
     expected = [f"{dataset['name']}_{category}" for category in dataset["categories"]]
-    test_set = config.get("test_set") or {}
-    known = {row: found for row, found in test_set.items() if isinstance(found, dict)}
-    if not all({"images", "fingerprint"} <= set(known.get(row) or ()) for row in expected):
+    test_set = config.get("test_set", {})
+    if not all(_is_test_set(test_set.get(row)) for row in expected):
         raise PatchCoreError("config.yaml does not say what the test images were; was it made by an earlier version?")
     if not (folder / "results.csv").exists():
         raise PatchCoreError(f"unfinished: no results.csv, missing {', '.join(expected)}")
@@ -195,12 +195,20 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run:
     )
 
 
+def _is_test_set(found: object) -> bool:
+    """Whether this says how many images a test set has, and what they are told by."""
+    if not isinstance(found, dict):
+        return False
+    return isinstance(found.get("images"), int) and isinstance(found.get("fingerprint"), str)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Settings are plain JSON; YAML has more, such as dates and lists that hold themselves.
+        config = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise PatchCoreError("unfinished: no config.yaml") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise PatchCoreError(f"{path}: damaged: {' '.join(str(error).split())}") from error
     for section, names in _NEEDED.items():
         found = config.get(section) if isinstance(config, dict) else None
@@ -210,13 +218,15 @@ def _read_config(path: Path) -> dict[str, Any]:
         for name, kind in names.items():
             if not isinstance(found[name], kind) or (kind is int and isinstance(found[name], bool)):
                 raise PatchCoreError(f"{path}: damaged: {section} {name} is {found[name]!r:.80}")
-    if not all(isinstance(category, str) for category in config["dataset"]["categories"]):
-        raise PatchCoreError(f"{path}: damaged: dataset categories are {config['dataset']['categories']!r:.80}")
-    for section in _SECTIONS & set(config):
-        if not isinstance(config[section], dict):
+    categories = config["dataset"]["categories"]
+    if not (categories and all(isinstance(category, str) for category in categories)):
+        raise PatchCoreError(f"{path}: damaged: dataset categories are {categories!r:.80}")
+    for section in _SECTIONS:
+        if not isinstance(config.get(section, {}), dict):
             raise PatchCoreError(f"{path}: damaged: {section} is {config[section]!r:.80}, expected settings by name")
     for category, model in config.get("models", {}).items():
-        if not (isinstance(model, dict) and isinstance(model.get("config"), dict) and "folder" in model):
+        found = model if isinstance(model, dict) else {}
+        if not (isinstance(found.get("config"), dict) and isinstance(found.get("folder"), str)):
             raise PatchCoreError(f"{path}: damaged: the model of {category} is {model!r:.80}")
     return config
 
