@@ -142,6 +142,17 @@ def test_tables_of_an_earlier_report_do_not_stay(two_methods, compare, tmp_path)
     assert not (tmp_path / "report" / "tables" / "defect_types.csv").exists()
 
 
+def test_a_table_that_cannot_be_removed_is_one_line_and_the_new_ones_are_there(two_methods, compare, tmp_path):
+    in_the_way = tmp_path / "report" / "tables" / "published.csv"
+    in_the_way.mkdir(parents=True)
+    ended, table = compare()
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: cannot remove {in_the_way} of an earlier report: ")
+    assert len(ended.err.splitlines()) == 1
+    assert table("differences")
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 def reference(path, **methods):
     path.write_text(json.dumps({"source": "a paper", "methods": methods}))
     return path

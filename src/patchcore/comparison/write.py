@@ -15,10 +15,17 @@ from patchcore.runtime import written_aside
 from patchcore.types import PatchCoreError
 
 # Every table that a report may have; of an earlier report those go that this one lacks.
-TABLES = (
-    *("runs", "recommendations", *AUROCS, "published", "costs", "defect_types"),
-    *("thresholds", "further_metrics", "differences"),
-)
+TABLES = {
+    *AUROCS,
+    "costs",
+    "defect_types",
+    "differences",
+    "further_metrics",
+    "published",
+    "recommendations",
+    "runs",
+    "thresholds",
+}
 
 
 def write_report(report: Report, output: Path) -> None:
@@ -32,17 +39,20 @@ def write_report(report: Report, output: Path) -> None:
         records["recommendations"] += recommendations.records(chapter.study, chapter.recommended)
         for table in chapter.tables:
             records.setdefault(table.name, []).extend(table.records)
-    for name in TABLES:
-        path = output / "tables" / f"{name}.csv"
-        if rows := records.pop(name, []):
-            columns = dict.fromkeys(column for row in rows for column in row)  # not every study has every stage
-            write_rows(path, [{**dict.fromkeys(columns, ""), **row} for row in rows])
-        else:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise PatchCoreError(f"cannot remove {path} of an earlier report: {error.strerror}") from error
-    assert not records, f"no names for the tables {', '.join(records)}"
+    filled = {name: rows for name, rows in records.items() if rows}
+    assert filled.keys() <= TABLES, f"TABLES lacks {', '.join(filled.keys() - TABLES)}"
+    for name, rows in filled.items():
+        columns = dict.fromkeys(column for row in rows for column in row)  # not every study has every stage
+        write_rows(output / "tables" / f"{name}.csv", [{**dict.fromkeys(columns, ""), **row} for row in rows])
     for name, content in (("report.md", markdown(report)), ("report.html", html(report))):
         with written_aside(output / name) as aside:
             aside.write_text(content, encoding="utf-8")
+    for name in sorted(TABLES - filled.keys()):
+        _remove(output / "tables" / f"{name}.csv")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PatchCoreError(f"cannot remove {path} of an earlier report: {error.strerror or error}") from error
