@@ -2,6 +2,7 @@
 """Train FastFlow on good images of parts and evaluate it; see --help."""
 
 from patchcore.cli.fastflow import run_fastflow
+from patchcore.cli.run import run_script
 
 if __name__ == "__main__":
-    run_fastflow(prog_name="run_fastflow.py")
+    run_script(run_fastflow, "run_fastflow.py")

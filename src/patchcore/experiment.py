@@ -256,21 +256,22 @@ def _run_category(
         masks=masks,
         samples=tuple(category.test),
     )
-    with ThreadPoolExecutor(1) as meanwhile:  # pictures are compressed on one core while the other sorts pixels
-        drawing = None
-        if pictures is not None:
-            target = folder / "segmentation_images" / category.row
-            drawing = meanwhile.submit(_write_overlays, target, predictions, pictures)
-        quality = _measure(predictions, category.name)
-        if drawing is not None:
-            drawing.result()
     verdict = None
     if category.held_out:
         held_out, _ = loop.predict(detector, category.held_out, "held out", None)
         verdict = judge(output.raw_scores, held_out.raw_scores)
-        quality |= {"threshold": verdict.threshold} | _operating_point(verdict.rejected, predictions.labels)
-    if run.save_anomaly_scores:
-        _write_scores(folder / "anomaly_scores", category, predictions, dataset.path, verdict)
+    with ThreadPoolExecutor(1) as meanwhile:  # pictures are compressed on one core while the other sorts pixels
+        writing = []
+        if pictures is not None:
+            target = folder / "segmentation_images" / category.row
+            writing.append(meanwhile.submit(_write_overlays, target, predictions, pictures))
+        if run.save_anomaly_scores:
+            target = folder / "anomaly_scores"
+            writing.append(meanwhile.submit(_write_scores, target, category, predictions, dataset.path, verdict))
+        quality = _measure(predictions, verdict, category.name)
+        by_defect_type = _measure_defect_types(category.row, predictions, verdict)
+        for task in writing:
+            task.result()
     if run.save_model and method.fits:
         costs["model_mib"] = _save(detector, folder / "models" / category.row)
     if method.cache is not None:
@@ -279,8 +280,7 @@ def _run_category(
     costs["peak_gpu_mib"] = runtime.peak_gpu_mib(method.device)
     if method.fits:
         costs["train_images"] = len(category.train)
-    row = quality | costs | {"test_images": len(category.test)}
-    return row, _measure_defect_types(category.row, predictions, verdict)
+    return quality | costs | {"test_images": len(category.test)}, by_defect_type
 
 
 class _Loop:
@@ -344,8 +344,8 @@ def _images(train: Sequence[Sample], dataset: DatasetConfig) -> ImageDataset:
     return ImageDataset(train, _geometry(dataset), augment=dataset.augment)
 
 
-def _measure(predictions: Predictions, category: str) -> dict[str, float]:
-    """The metrics of a category by column, the study's three first."""
+def _measure(predictions: Predictions, verdict: Verdict | None, category: str) -> dict[str, float]:
+    """The metrics of a category by column, the study's three first, and what the threshold does if there is one."""
     images = metrics.image_metrics(predictions.scores, predictions.labels)
     pixels = metrics.pixel_metrics(predictions.maps, predictions.masks, predictions.labels)
     if predictions.labels.all() or not predictions.labels.any():
@@ -355,7 +355,7 @@ def _measure(predictions: Predictions, category: str) -> dict[str, float]:
         log.warning("%s: no ground_truth folder, so pixel metrics are undefined (nan)", category)
     elif not predictions.masks.any():
         log.warning("%s: no defect pixel in the test masks, so pixel metrics are undefined (nan)", category)
-    return {
+    measured = {
         "instance_auroc": images.auroc,
         "full_pixel_auroc": pixels.auroc,
         "anomaly_pixel_auroc": pixels.anomaly_auroc,
@@ -365,6 +365,9 @@ def _measure(predictions: Predictions, category: str) -> dict[str, float]:
         "pixel_f1max": pixels.f1max,
         "aupro": pixels.aupro,
     }
+    if verdict is not None:
+        measured |= {"threshold": verdict.threshold} | _operating_point(verdict.rejected, predictions.labels)
+    return measured
 
 
 def _measure_defect_types(row: str, predictions: Predictions, verdict: Verdict | None) -> list[dict[str, object]]:

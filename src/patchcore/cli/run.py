@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -61,6 +63,22 @@ class OneLineErrors(OneLineCommand, click.Group):
         if args and args[0] in self.commands and {"-h", "--help"} & set(args):
             args.insert(0, "RESULTS_PATH")  # the help of a stage needs no results folder
         return super().parse_args(ctx, args)
+
+
+def run_script(command: OneLineCommand, name: str) -> NoReturn:
+    """Run a command as a process of its own, and leave at once when it has ended.
+
+    Taking torch apart at the interpreter's end takes half a second, of no use to anybody: all files are closed by then.
+    """
+    try:
+        command(prog_name=name)
+    except SystemExit as ended:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # who read it has gone
+                stream.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 0)
+    raise AssertionError("a OneLineCommand ends with SystemExit")
 
 
 def _one_line(text: str) -> str:
