@@ -2,6 +2,8 @@
 
 import html.parser
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -126,10 +128,27 @@ def test_many_categories_and_methods_show_fewer_images_each(tmp_path):
     assert most == {"few": MOST, "many": PICTURES // (10 * 2 * (2 + 30))}
 
 
+def with_sides(content, side):
+    """A PNG file that claims to be so many px wide and high."""
+    header = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
+    return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+
+
+def with_a_nameless_chunk(content):
+    """A PNG file whose pixels go on in a chunk without a name."""
+    start = content.index(b"IDAT")
+    begin = content[start : start + 14]  # the name and ten bytes of pixels
+    return content[: start - 4] + struct.pack(">I", 10) + begin + struct.pack(">I", zlib.crc32(begin)) + bytes(100)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [lambda content: b"no picture", lambda content: content[:37] + bytes(4) + content[41:]],
-    ids=["no PNG", "a chunk without a name"],  # which Pillow calls a SyntaxError
+    [
+        lambda content: b"no picture",
+        with_a_nameless_chunk,
+        lambda content: with_sides(content, 100_000),
+    ],
+    ids=["no PNG", "a nameless chunk", "a huge picture"],  # to Pillow OSError, SyntaxError, an error of its own
 )
 def test_a_damaged_or_missing_picture_is_named_and_left_out(damage, report, tmp_path, shell):
     results = report.parents[1] / "results" / "project"
