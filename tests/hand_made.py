@@ -107,7 +107,7 @@ def _write_scores(
     folder: Path, row: str, category: str, defects: list[str], values: np.ndarray, labels: np.ndarray
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{row}.csv").open("w", newline="") as file:
+    with (folder / f"{row}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "defect_type", "label", "raw_score", "normalised_score", "decision_value", "rejected"])
         for number, (defect, value, label) in enumerate(zip(defects, values, labels, strict=True)):

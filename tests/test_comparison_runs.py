@@ -3,13 +3,18 @@
 import copy
 import csv
 import datetime
+import os
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from hand_made import FASTFLOW, FASTFLOW_RUN, PATCH_CORE, stored, write_run
+from patchcore import results
 from patchcore.comparison.runs import find_runs
 from patchcore.comparison.study import studies_of
 from patchcore.metrics import RankedPairs
@@ -77,7 +82,7 @@ def test_a_repeated_seed_counts_once_and_the_later_run_stands(tmp_path):
     (study,), problems = compared(tmp_path)
     assert seeds_of(study)["PatchCore efficientnet_lite0, 224 px, 10 %"]["plate"] == ["run_10"]
     assert problems.keys() == {"run", "run_2"}
-    assert all("a later run of the same configuration and seed" in reason for reason in problems.values())
+    assert all("a run of the same configuration and seed, later by name" in reason for reason in problems.values())
 
 
 def test_runs_of_single_categories_make_up_one_column(tmp_path):
@@ -358,3 +363,25 @@ def test_a_run_may_be_the_folder_itself(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(PatchCoreError, match="no folder"):
         find_runs(tmp_path / "nowhere")
+
+
+def test_files_are_utf_8_whatever_the_system_prefers(tmp_path):
+    """Python itself points out every file that is opened in the encoding of the system."""
+    lines = (
+        "import pathlib, sys, warnings",
+        "from hand_made import write_run",
+        "from patchcore.comparison import report, write",
+        "from patchcore.results import read_rows, read_yaml",
+        "warnings.simplefilter('error', EncodingWarning)",
+        "root = pathlib.Path(sys.argv[1])",
+        "run = write_run(root / 'results' / 'Prüfung', categories=('größe',))",
+        "write.write_report(report.make_report(root / 'results', None), root / 'report')",
+        "assert read_yaml(run / 'config.yaml')['dataset']['categories'] == ['größe']",
+        "assert read_rows(run / 'defect_types.csv')[0]['Row Names'] == 'mpdd_größe'",
+    )
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", "\n".join(lines), str(tmp_path)]
+    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(results.__file__).parents[1])))
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -145,8 +145,9 @@ def _connected(tokens: dict[str, set]) -> list[list[str]]:
 def _study(found: Sequence[tuple[Run, Configuration]], problems: list[Problem]) -> Study:
     """One study of the runs that belong together.
 
-    Of two runs with the same configuration, seed and test images the later one counts. An evaluation of stored models
-    is left out where it repeats a training run that is here, otherwise it is a column of its own.
+    Of two runs with the same configuration, seed and test images the one whose folder is later by name counts. An
+    evaluation of stored models is left out where it repeats a training run that is here, otherwise it is a column of
+    its own.
     """
     trained = [run for run, settings in found if not settings.stored]
     homes = {run.folder.resolve().parts[-2:] for run in trained}
@@ -161,7 +162,7 @@ def _study(found: Sequence[tuple[Run, Configuration]], problems: list[Problem]) 
     used = {run.name for rows in cells.values() for seeds in rows.values() for run in seeds.values()}
     for run, _ in found:
         if run.name not in used:
-            reason = "a later run of the same configuration and seed is in the tables"
+            reason = "a run of the same configuration and seed, later by name, is in the tables"
             if repeated(run.config):
                 reason = "an evaluation of stored models; the run that trained them is in the tables"
             problems.append(Problem(name=run.name, reason=reason))
