@@ -104,8 +104,10 @@ def test_undefined_resamples_do_not_count():
     assert np.isfinite([found.low, found.high]).all()
     assert not found.clear
     assert standing(figures(a=0.9, b=0.8), some).kind == "unclear"
-    most = {"a": np.where(np.arange(101) < 60, np.nan, 0.9), "b": spread(0.1, 0)}
-    assert not difference("a", "b", figures(a=0.9, b=0.1), most).clear
+    for undefined, clear, printed in ((50, True, "[+0.800, +0.800]"), (51, False, "[undefined]")):
+        samples = {"a": np.where(np.arange(100) < undefined, np.nan, 0.9), "b": np.full(100, 0.1)}
+        found = difference("a", "b", figures(a=0.9, b=0.1), samples)
+        assert (found.clear, found.interval) == (clear, printed)
 
 
 def test_an_auroc_without_positives_is_undefined_without_a_warning():

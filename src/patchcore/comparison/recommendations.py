@@ -86,7 +86,7 @@ def _by_auroc(use: str, study: Study, metric: str, lines: Mapping[str, Sequence[
 def _gap(found: Difference | None) -> str:
     if found is None:
         return "no scores to tell it from the highest (--save_anomaly_scores)"
-    return f"lower by {found.value:.{DECIMALS}f} [{found.low:+.{DECIMALS}f}, {found.high:+.{DECIMALS}f}]"
+    return f"lower by {found.value:.{DECIMALS}f} {found.interval}"
 
 
 def _by_cost(use: str, study: Study, column: str, *, varies: bool) -> Recommendation:

@@ -30,7 +30,7 @@ Samples = dict[str, NDArray[np.float64]]  # method name -> (RESAMPLES,) AUROCs
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much `first` exceeds `second`, with the interval of the bootstrap."""
+    """By how much `first` exceeds `second`, with the interval of the bootstrap: nan where it is undefined."""
 
     first: str
     second: str
@@ -38,6 +38,13 @@ class Difference:
     low: float
     high: float
     clear: bool
+
+    @property
+    def interval(self) -> str:
+        """The interval as the report prints it."""
+        if math.isnan(self.low):
+            return "[undefined]"
+        return f"[{self.low:+.{DECIMALS}f}, {self.high:+.{DECIMALS}f}]"
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,8 @@ def difference(
 ) -> Difference | None:
     """Compare a method with a lower one; None where the runs of one kept no scores to resample.
 
-    Resamples in which an AUROC is undefined, as without any defect pixel, do not count; where that is most of them,
-    the interval is nan and nothing is clear.
+    Resamples in which an AUROC is undefined, as without any defect pixel, do not count; where fewer than half of them
+    remain, the interval is nan and nothing is clear.
     """
     if first not in samples or second not in samples:
         return None
@@ -105,7 +112,7 @@ def difference(
     tail = (1 - CONFIDENCE) / rivals / 2
     gaps = samples[first] - samples[second]
     defined = gaps[np.isfinite(gaps)]
-    low, high = np.quantile(defined, [tail, 1 - tail]) if 2 * len(defined) > len(gaps) else (math.nan, math.nan)
+    low, high = np.quantile(defined, [tail, 1 - tail]) if 2 * len(defined) >= len(gaps) else (math.nan, math.nan)
     tied = _printed(figures[first]) == _printed(figures[second])
     value = figures[first].mean - figures[second].mean
     return Difference(first, second, value, float(low), float(high), not tied and bool(low > 0))

@@ -105,10 +105,14 @@ def auroc_table(study: Study, metric: str, lines: Sequence[Line], published: Pub
             )
         rows.append(cells)
     notes = [LEGEND] if len(study.methods) > 1 else []
-    single = [method.name for method in study.methods if len(method.runs) == 1]
+    single = [
+        method.name for method in study.methods if any(len(method.runs_of(line.row)) == 1 for line in lines if line.row)
+    ]
     if notes and single:
         every = "All methods" if len(single) == len(study.methods) else "; ".join(single)
-        notes.append(f"{every}: one training each. What another seed would change is not accounted for.")
+        notes.append(
+            f"{every}: one training of each category, or of some; what another seed changes is not in their intervals."
+        )
     header = ["category", *(method.name for method in study.methods)]
     return Table(name=metric, title=dict(METRICS)[metric], header=header, rows=rows, records=records, notes=notes)
 
@@ -185,12 +189,11 @@ def differences_table(study: Study, by_metric: dict[str, list[Line]]) -> Table:
         for line in lines:
             for found in line.differences:
                 label = study.label(line.row)
-                interval = f"[{found.low:+.{DECIMALS}f}, {found.high:+.{DECIMALS}f}]"
                 clear = "clear" if found.clear else "not clear"
                 if found.first == line.standing.leaders[0]:
                     value = Cell(f"{found.value:+.{DECIMALS}f}", found.value)
                     names = [dict(METRICS)[metric], label, found.first, found.second]
-                    rows.append([*map(Cell, names), value, Cell(interval, found.low), Cell(clear)])
+                    rows.append([*map(Cell, names), value, Cell(found.interval, found.low), Cell(clear)])
                 records.append(
                     {
                         "test_set": study.title,
@@ -212,7 +215,7 @@ def differences_table(study: Study, by_metric: dict[str, list[Line]]) -> Table:
         records=records,
         notes=[
             f"Paired bootstrap over test images: {RESAMPLES:,} resamples, good and defective images drawn separately,"
-            f" seeds drawn as well. The intervals below, of the highest method of a line, hold jointly with"
+            f" seeds drawn as well. The intervals shown, of the highest method of a line, hold jointly with"
             f" {CONFIDENCE:.0%}; those of the other pairs, in the CSV file, do not. A difference is clear if its"
             " interval lies above 0 and the two values differ as printed."
         ],
