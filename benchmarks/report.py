@@ -74,7 +74,7 @@ def roofline_table(rows: Sequence[Comparison], floors: Floors) -> Table:
                 floors.limit(row.work),
                 seconds(least),
                 seconds(row.our_seconds),
-                f"{100 * least / row.our_seconds:.2g} %",
+                share(least / row.our_seconds),
             )
         )
     return Table(
@@ -105,6 +105,11 @@ def tables(report: Report, floors: Floors, machine: Sequence[tuple[str, str]], s
         *report.tables,
     ]
     return [table for table in found if table.rows]
+
+
+def share(value: float) -> str:
+    """A share in per cent, in two digits or as many as it has before the point."""
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
 
 
 def as_text(table: Table) -> str:
