@@ -420,6 +420,26 @@ def test_the_help_lists_the_backbones(shell):
     assert all(name in shown.replace("- ", "-") for name in BACKBONES)
 
 
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (
+            {"patch_core": (*RANDOM, "--imagesize", "64")},
+            "--imagesize is an option of the stage dataset: put it behind",
+        ),
+        ({"dataset": (*PLATE, "--patchsize", "3")}, "--patchsize is an option of the stage patch_core: put it behind"),
+        ({"run": ("-p", "0.1")}, "-p is an option of the stage sampler: put it behind that word"),
+        ({"dataset": (*PLATE, "--seed", "3")}, "--seed is an option of the run: put it in front of the results folder"),
+        ({"dataset": (*PLATE, "--sed", "3")}, "No such option"),
+    ],
+)
+def test_an_option_behind_the_wrong_stage_is_sent_to_its_own(run, stages, said):
+    ended, _ = run(**stages)
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_usage_errors_are_one_line(run):
     ended, _ = run(patch_core=(*RANDOM, "--patchsiz", "3"))
     assert ended.code == 2

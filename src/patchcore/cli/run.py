@@ -44,7 +44,7 @@ class OneLineCommand(click.Command):
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f" (see {context.command_path} --help)" if context else ""
-            click.echo(f"error: {_one_line(error.format_message())}{hint}", err=True)
+            click.echo(f"error: {_one_line(_misplaced(error) or error.format_message())}{hint}", err=True)
             code = error.exit_code
         except Exception as error:  # the last place where an error can still be told in one line
             if debug:
@@ -79,6 +79,24 @@ def run_script(command: OneLineCommand, name: str) -> NoReturn:
                 stream.flush()
         os._exit(ended.code if isinstance(ended.code, int) else 0)
     raise AssertionError("a OneLineCommand ends with SystemExit")
+
+
+def _misplaced(error: click.ClickException) -> str | None:
+    """What to say of an option that stands behind the wrong stage; None for any other error."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return None
+    group = (error.ctx.parent or error.ctx).command
+    stages = dict(getattr(group, "commands", {}))
+    for name, command in stages.items():
+        if command is not error.ctx.command and _has_option(command, error.option_name):
+            return f"{error.option_name} is an option of the stage {name}: put it behind that word"
+    if group is not error.ctx.command and _has_option(group, error.option_name):
+        return f"{error.option_name} is an option of the run: put it in front of the results folder"
+    return None
+
+
+def _has_option(command: click.Command, name: str) -> bool:
+    return any(name in parameter.opts for parameter in command.params if not getattr(parameter, "hidden", False))
 
 
 def _one_line(text: str) -> str:
