@@ -76,7 +76,8 @@ def costs_table(study: Study) -> Table:
         f"Means over {', '.join(study.labels[row] for row in rows)} and seeds; × is the ratio to the least."
         if rows
         else "No category was run by every method, so their costs are not those of the same work.",
-        "Host memory is the most that the whole process held. Model size needs --save_patchcore_model.",
+        "Host memory is the most that the whole process held. Model size needs --save_patchcore_model (FastFlow:"
+        " --save_model).",
     ]
     if warm := cached(study):
         notes.append(f"Times do not compare: some features of {', '.join(warm)} came from a cache.")
