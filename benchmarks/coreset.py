@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.inputs import FRACTION, Inputs
 from benchmarks.measure import Report, Table, Work, at_least, at_most, compare
-from patchcore.coreset import greedy_order
+from patchcore.methods.patchcore.coreset import greedy_order
 
 WHOLE = 60_000  # points up to which the reference picks to the end
 PART = 1_500  # picks that it makes beyond

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Report, Work, at_least, compare
-from patchcore.patches import PatchEmbedding
+from patchcore.methods.patchcore.patches import PatchEmbedding
 
 PRETRAIN = TARGET = 1024
 # name, channels, grids of the layers, patch size, images

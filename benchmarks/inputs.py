@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Floors
-from patchcore.config import PatchCoreConfig
-from patchcore.coreset import approx_initial_distances, greedy_order, project
-from patchcore.datasets.folder import Geometry, ImageDataset, scan_category
-from patchcore.datasets.synthetic import generate, render
-from patchcore.patchcore import PatchEmbedder, load_embedders
-from patchcore.runtime import StageTimer
+from patchcore.datasets.geometry import Geometry
+from patchcore.datasets.layout import scan_category
+from patchcore.datasets.loader import ImageDataset
+from patchcore.methods.patchcore.config import PatchCoreConfig
+from patchcore.methods.patchcore.coreset import approx_initial_distances, greedy_order, project
+from patchcore.methods.patchcore.detector import PatchEmbedder, load_embedders
+from patchcore.synthetic.generate import generate, render
+from patchcore.system.timing import StageTimer
 
 GEOMETRY = Geometry(resize=256, imagesize=224)
 GRID = 28 * 28  # patches of an image at that size

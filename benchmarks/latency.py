@@ -9,11 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.inputs import BATCH, FRACTION, GEOMETRY, LITE0, Inputs
 from benchmarks.measure import Report, Table, at_least, timed
 from benchmarks.report import seconds
-from patchcore.config import PatchCoreConfig, SamplerConfig, TrainedOn
-from patchcore.features import normalise
-from patchcore.memory_bank import MemoryBank
-from patchcore.patchcore import PatchCore, PatchEmbedder, load_embedders
-from patchcore.runtime import StageTimer
+from patchcore.config import TrainedOn
+from patchcore.features.extractor import normalise
+from patchcore.methods.patchcore.config import PatchCoreConfig, SamplerConfig
+from patchcore.methods.patchcore.detector import PatchCore, PatchEmbedder, load_embedders
+from patchcore.methods.patchcore.memory_bank import MemoryBank
+from patchcore.system.timing import StageTimer
 
 WIDE = PatchCoreConfig(backbones=("wideresnet50",), layers=(("layer2", "layer3"),), weights="random")
 TRAINED_ON = TrainedOn(resize=GEOMETRY.resize, imagesize=GEOMETRY.imagesize)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Work, timed
-from patchcore.runtime import environment
+from patchcore.system.environment import environment
 
 
 @dataclass(frozen=True, kw_only=True)

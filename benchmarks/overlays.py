@@ -12,8 +12,9 @@ from PIL import Image
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Report, Work, at_least, compare
 from benchmarks.metrics import drawn_maps
-from patchcore import png
-from patchcore.visualize import HeatScale, overlay
+from patchcore.pictures import png
+from patchcore.pictures.heat import HeatScale
+from patchcore.pictures.overlay import overlay
 
 COUNT, QUICK_COUNT = 24, 2
 

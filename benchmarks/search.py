@@ -9,9 +9,10 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Comparison, Report, Table, Target, Work, at_least, compare
-from patchcore.memory_bank import MemoryBank, faiss_installed
-from patchcore.pruned_search import MOST_DIRECTIONS
-from patchcore.runtime import native_bfloat16
+from patchcore.methods.patchcore.memory_bank import MemoryBank
+from patchcore.methods.patchcore.pruned_search import MOST_DIRECTIONS
+from patchcore.methods.patchcore.search import faiss_installed
+from patchcore.system.devices import native_bfloat16
 
 NEIGHBOURS = (1, 3)
 NORMS = 3  # columns of the narrow product that hold the norms

@@ -9,7 +9,7 @@ from benchmarks.jobs import LITE0
 from benchmarks.measure import Report, Table, at_most
 from benchmarks.processes import BIN, Ended, run_python
 from benchmarks.report import seconds
-from patchcore.datasets.synthetic import generate
+from patchcore.synthetic.generate import generate
 
 ROUNDS, QUICK_ROUNDS = 5, 1
 

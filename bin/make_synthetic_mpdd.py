@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from patchcore.datasets.synthetic import CATEGORIES, generate
+from patchcore.synthetic.generate import CATEGORIES, generate
 from patchcore.types import PatchCoreError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from commands import Shell
-from patchcore.datasets.synthetic import generate
+from patchcore.synthetic.generate import generate
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from patchcore import results
 from patchcore.metrics import RankedPairs, auroc, image_metrics
+from patchcore.results import run_folder
 
 PATCH_CORE = {"backbones": ["efficientnet_lite0"], "layers": [["blocks.2"]], "num_nn": 1, "faiss_on_gpu": False}
 FASTFLOW = {"backbone": "resnet18", "steps": 8, "hidden_ratio": 1.0, "class_specific": False, "tile": None}
@@ -48,7 +48,7 @@ def write_run(
         metrics = image_metrics(values, labels)
         threshold = float(values[:GOOD].max())
         rows[row] = {
-            **{name: 0.5 for name, _ in results.METRICS},
+            **{name: 0.5 for name, _ in run_folder.METRICS},
             "instance_auroc": metrics.auroc,
             "image_ap": metrics.ap,
             "image_f1max": metrics.f1max,
@@ -69,7 +69,7 @@ def write_run(
             chosen = np.array([one in ("good", defect) for one in defects])
             types.append(
                 {
-                    results.ROW_NAMES: row,
+                    run_folder.ROW_NAMES: row,
                     "defect_type": defect,
                     "images": DEFECTIVE // 2,
                     "instance_auroc": auroc(values[chosen], labels[chosen]),
@@ -97,9 +97,9 @@ def write_run(
         "environment": ENVIRONMENT,
         **(config or {}),
     }
-    results.write_yaml(folder / "config.yaml", {name: section for name, section in content.items() if section})
-    results.write_rows(folder / "defect_types.csv", types)
-    results.write_results(folder / "results.csv", rows)
+    run_folder.write_yaml(folder / "config.yaml", {name: section for name, section in content.items() if section})
+    run_folder.write_rows(folder / "defect_types.csv", types)
+    run_folder.write_results(folder / "results.csv", rows)
     return folder
 
 
@@ -113,7 +113,7 @@ def _write_scores(
         for number, (defect, value, label) in enumerate(zip(defects, values, labels, strict=True)):
             path = f"{category}/test/{defect}/{number:03}.png"
             writer.writerow([path, defect, int(label), value, value, value, int(value > values[:GOOD].max())])
-    results.write_pixel_pairs(folder / f"{row}_pixels.npz", pixel_pairs_of(values, labels))
+    run_folder.write_pixel_pairs(folder / f"{row}_pixels.npz", pixel_pairs_of(values, labels))
 
 
 def pixel_pairs_of(values: np.ndarray, labels: np.ndarray) -> RankedPairs:

@@ -16,9 +16,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from patchcore import backbones
-from patchcore.backbones import BACKBONES, Entry, load_backbone, resolve_backbone
-from patchcore.efficientnet_lite0 import EfficientNetLite0
+from patchcore.backbones import build, weights
+from patchcore.backbones.build import load_backbone
+from patchcore.backbones.efficientnet_lite0 import EfficientNetLite0
+from patchcore.backbones.registry import BACKBONES, Entry, resolve_backbone
 from patchcore.types import PatchCoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,7 @@ def states_equal(first, second):
 
 
 def run_python(code):
-    env = os.environ | {"PYTHONPATH": str(Path(backbones.__file__).parents[1])}
+    env = os.environ | {"PYTHONPATH": str(Path(weights.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -60,8 +61,8 @@ def test_names_cost_no_heavy_import():
 
 def test_lite0_starts_without_the_compiler_stack():
     code = (
-        "import sys; from patchcore.backbones import load_backbone as load;"
-        "from patchcore.features import FeatureExtractor as E;"
+        "import sys; from patchcore.backbones.build import load_backbone as load;"
+        "from patchcore.features.extractor import FeatureExtractor as E;"
         "E(load('efficientnet_lite0', weights='random'), ['blocks.1']);"
         "print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'sympy') if m in sys.modules])"
     )
@@ -205,7 +206,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(urllib.request, "urlopen", drop_packets)
-    monkeypatch.setattr(backbones, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(weights, "_TIMEOUT", 0.1)
     start = time.perf_counter()
     with pytest.raises(PatchCoreError, match="no answer within"):
         load_backbone("wideresnet50")
@@ -213,7 +214,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch):
 
 
 def test_lite0_without_its_package_names_it(monkeypatch):
-    monkeypatch.setattr(backbones, "_packaged_weights", lambda: None)
+    monkeypatch.setattr(build, "_packaged_weights", lambda: None)
     with pytest.raises(PatchCoreError, match="install them with pip"):
         load_backbone("efficientnet_lite0")
 
@@ -226,7 +227,7 @@ def test_downloads_land_in_torchs_cache_and_are_found_there(monkeypatch, tmp_pat
     monkeypatch.undo()  # the real urlopen, which reads file:// too
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HF_ENDPOINT", tmp_path.as_uri())
-    monkeypatch.setattr(backbones, "_packaged_weights", lambda: None)
+    monkeypatch.setattr(build, "_packaged_weights", lambda: None)
     backbone = load_backbone("efficientnet_lite0")
     assert states_equal(backbone.module, source)
     assert backbone.weights == "tf_efficientnet_lite0.in1k"

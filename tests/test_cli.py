@@ -15,7 +15,7 @@ from PIL import Image
 
 from commands import LITE0, patchcore_args
 from patchcore.cli.patchcore import run_patchcore
-from patchcore.results import read_results
+from patchcore.results.run_folder import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BIN = Path(__file__).resolve().parents[1] / "bin"
@@ -414,7 +414,7 @@ def test_stages_show_their_help(shell, stage):
 
 
 def test_the_help_lists_the_backbones(shell):
-    from patchcore.backbones import BACKBONES
+    from patchcore.backbones.registry import BACKBONES
 
     shown = " ".join(shell(run_patchcore, "patch_core", "--help").out.split())
     assert all(name in shown.replace("- ", "-") for name in BACKBONES)
@@ -525,10 +525,10 @@ def test_debug_shows_the_traceback(run):
 
 
 def test_results_appear_after_every_category(run, monkeypatch):
-    from patchcore import results
+    from patchcore.results import run_folder
 
     seen = []
-    real = results.write_results
-    monkeypatch.setattr(results, "write_results", lambda path, rows: (seen.append(list(rows)), real(path, rows)))
+    real = run_folder.write_results
+    monkeypatch.setattr(run_folder, "write_results", lambda path, rows: (seen.append(list(rows)), real(path, rows)))
     run(dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"))
     assert seen == [["mpdd_metal_plate"], ["mpdd_metal_plate", "mpdd_bracket_white"]]

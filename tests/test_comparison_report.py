@@ -11,7 +11,7 @@ import pytest
 
 from hand_made import FASTFLOW_RUN, write_run
 from patchcore.cli.compare import compare_results
-from patchcore.results import METRICS, read_results, read_rows
+from patchcore.results.run_folder import METRICS, read_results, read_rows
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "published_mpdd.json"
 TABLES = {"runs", "recommendations", "costs", "defect_types", "thresholds", "further_metrics", "differences"} | {

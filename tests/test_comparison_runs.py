@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from hand_made import FASTFLOW, FASTFLOW_RUN, PATCH_CORE, stored, write_run
-from patchcore import results
 from patchcore.comparison.runs import find_runs
 from patchcore.comparison.study import studies_of
 from patchcore.metrics import RankedPairs
-from patchcore.results import read_pixel_pairs, write_pixel_pairs, write_rows
+from patchcore.results import run_folder
+from patchcore.results.run_folder import read_pixel_pairs, write_pixel_pairs, write_rows
 from patchcore.types import PatchCoreError
 
 
@@ -195,7 +195,10 @@ def cut(file, size):
 
 # What happens to a run, and what must be said of it; the run is left out.
 UNUSABLE = {
-    "no results": (lambda folder: (folder / "results.csv").unlink(), "unfinished: no results.csv, missing mpdd_plate"),
+    "no results": (
+        lambda folder: (folder / "results.csv").unlink(),
+        "unfinished: no results.csv, missing mpdd_plate",
+    ),
     "a category is missing": (without_a_category, "unfinished: missing mpdd_bracket"),
     "no config": (lambda folder: (folder / "config.yaml").unlink(), "unfinished: no config.yaml"),
     "cut config": (cut("config.yaml", 60), "config.yaml: "),
@@ -371,7 +374,7 @@ def test_files_are_utf_8_whatever_the_system_prefers(tmp_path):
         "import pathlib, sys, warnings",
         "from hand_made import write_run",
         "from patchcore.comparison import report, write",
-        "from patchcore.results import read_rows, read_yaml",
+        "from patchcore.results.run_folder import read_rows, read_yaml",
         "warnings.simplefilter('error', EncodingWarning)",
         "root = pathlib.Path(sys.argv[1])",
         "run = write_run(root / 'results' / 'Prüfung', categories=('größe',))",
@@ -380,7 +383,7 @@ def test_files_are_utf_8_whatever_the_system_prefers(tmp_path):
         "assert read_rows(run / 'defect_types.csv')[0]['Row Names'] == 'mpdd_größe'",
     )
     command = [sys.executable, "-X", "warn_default_encoding", "-c", "\n".join(lines), str(tmp_path)]
-    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(results.__file__).parents[1])))
+    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(run_folder.__file__).parents[2])))
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, encoding="utf-8", check=False
     )

@@ -17,16 +17,11 @@ from PIL import Image
 from torchvision import transforms
 
 from patchcore.datasets import DATASETS
-from patchcore.datasets.folder import (
-    Geometry,
-    ImageDataset,
-    image_loader,
-    load_image,
-    load_mask,
-    load_masks,
-    scan_category,
-    split_train,
-)
+from patchcore.datasets.category import load_masks, split_train
+from patchcore.datasets.geometry import Geometry
+from patchcore.datasets.images import load_image, load_mask
+from patchcore.datasets.layout import scan_category
+from patchcore.datasets.loader import ImageDataset, image_loader
 from patchcore.types import PatchCoreError, Sample
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -8,7 +8,7 @@ import pytest
 from commands import LITE0, patchcore_args
 from golden import DATA, GOLDEN, needs_data, needs_golden
 from patchcore.cli.patchcore import run_patchcore
-from patchcore.results import read_results
+from patchcore.results.run_folder import read_results
 
 pytestmark = [needs_data, needs_golden, pytest.mark.slow]
 STUDY_METRICS = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc")

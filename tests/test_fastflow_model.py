@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from patchcore.config import FastFlowConfig, FastFlowScoring
-from patchcore.fastflow.coupling import CouplingStep
-from patchcore.fastflow.model import FastFlowModel, Flow
-from patchcore.fastflow.tiles import Tiling
+from patchcore.methods.fastflow.config import FastFlowConfig, FastFlowScoring
+from patchcore.methods.fastflow.coupling import CouplingStep
+from patchcore.methods.fastflow.model import FastFlowModel, Flow
+from patchcore.methods.fastflow.tiles import Tiling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

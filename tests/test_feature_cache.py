@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from commands import LITE0, patchcore_args
-from patchcore import feature_cache
-from patchcore.backbones import load_backbone
+from patchcore.backbones.build import load_backbone
 from patchcore.cli.fastflow import load_and_evaluate_fastflow, run_fastflow
 from patchcore.cli.patchcore import load_and_evaluate_patchcore, run_patchcore
-from patchcore.feature_cache import FeatureCache, ImageFeatures
-from patchcore.features import FeatureExtractor
-from patchcore.results import read_results
-from patchcore.runtime import StageTimer
+from patchcore.features import encoder
+from patchcore.features.cache import FeatureCache
+from patchcore.features.encoder import ImageFeatures
+from patchcore.features.extractor import FeatureExtractor
+from patchcore.results.run_folder import read_results
+from patchcore.system.timing import StageTimer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -259,12 +260,12 @@ def test_other_numbers_of_threads_are_told_apart(tmp_path):
 
 # What may change the digits of a map, in the libraries, the machine and our own code.
 CONDITIONS = {
-    "processor": lambda patch: patch.setattr(feature_cache, "processor", lambda: "another"),
-    "version": lambda patch: patch.setattr(feature_cache, "version", lambda name: "another"),
+    "processor": lambda patch: patch.setattr(encoder, "processor", lambda: "another"),
+    "version": lambda patch: patch.setattr(encoder, "version", lambda name: "another"),
     "precision": lambda patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
     "onednn": lambda patch: patch.setattr(torch.backends.mkldnn, "enabled", False),
     "kernels": lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
-    "code": lambda patch: patch.setattr(feature_cache, "_SOURCES", ("features.py",)),
+    "code": lambda patch: patch.setattr(encoder, "_SOURCES", ("features/extractor.py",)),
 }
 
 

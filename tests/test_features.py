@@ -6,8 +6,9 @@ import torch
 import torchvision
 from torch import nn
 
-from patchcore.backbones import BACKBONES, Backbone, load_backbone
-from patchcore.features import FeatureExtractor, feature_scales, normalise
+from patchcore.backbones.build import load_backbone
+from patchcore.backbones.registry import BACKBONES, Backbone
+from patchcore.features.extractor import FeatureExtractor, feature_scales, normalise
 from patchcore.types import PatchCoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchcore.legacy import MAX_BYTES, OriginalParams, read_original_params
+from patchcore.methods.patchcore.legacy import MAX_BYTES, OriginalParams, read_original_params
 from patchcore.types import PatchCoreError
 
 PARAMS = {
@@ -96,7 +96,7 @@ def test_only_plain_values_are_admitted(path, data):
 
 
 def test_the_unpickler_itself_looks_up_no_name(monkeypatch, path):
-    monkeypatch.setattr("patchcore.legacy.pickletools.genops", lambda data: [])
+    monkeypatch.setattr("patchcore.methods.patchcore.legacy.pickletools.genops", lambda data: [])
     path.write_bytes(pickle.dumps(os.system))
     assert "it names posix.system" in refusal(path) or os.name != "posix"
     path.write_bytes(b"Psomething\n.")

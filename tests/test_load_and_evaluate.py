@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from commands import LITE0, patchcore_args
-from patchcore.backbones import load_backbone
+from patchcore.backbones.build import load_backbone
 from patchcore.cli.patchcore import load_and_evaluate_patchcore, run_patchcore
-from patchcore.results import read_results
+from patchcore.results.run_folder import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,11 +171,11 @@ def test_one_model_serves_all_categories(session_run, evaluate):
 
 
 def test_the_backbone_is_loaded_once_for_all_categories(session_run, evaluate, monkeypatch):
-    from patchcore import patchcore
+    from patchcore.methods.patchcore import detector
 
     names = []
-    real = patchcore.load_backbone
-    monkeypatch.setattr(patchcore, "load_backbone", lambda name, **kwargs: names.append(name) or real(name, **kwargs))
+    real = detector.load_backbone
+    monkeypatch.setattr(detector, "load_backbone", lambda name, **kwargs: names.append(name) or real(name, **kwargs))
     evaluate(*each(session_run))
     assert names == ["efficientnet_lite0"]
 
@@ -191,16 +191,16 @@ def test_more_neighbours_can_be_asked_for(train, session_run, evaluate):
 
 
 def test_the_search_options_reach_the_bank(session_run, evaluate, monkeypatch):
-    from patchcore import patchcore
+    from patchcore.methods.patchcore import detector
 
     seen = []
-    real = patchcore.MemoryBank
+    real = detector.MemoryBank
 
     def spy(features, **settings):
         seen.append(settings)
         return real(features)
 
-    monkeypatch.setattr(patchcore, "MemoryBank", spy)
+    monkeypatch.setattr(detector, "MemoryBank", spy)
     evaluate(*each(session_run), loader=("--faiss_on_gpu", "--faiss_num_workers", "2"))
     assert [(settings["on_gpu"], settings["num_workers"]) for settings in seen] == [(True, 2)] * 2
 
@@ -369,7 +369,7 @@ def test_the_resize_of_the_original_is_paired_or_asked_for(originals, evaluate):
 
 @pytest.mark.parametrize(("imagesize", "resize"), [(224, 256), (320, 366)])
 def test_the_pairs_of_the_study_need_no_resize(originals, imagesize, resize):
-    from patchcore.model_files import read_model
+    from patchcore.methods.patchcore.model_files import read_model
 
     model = read_model(originals(input_shape=(3, imagesize, imagesize))[0])
     assert (model.trained_on.resize, model.trained_on.imagesize) == (resize, imagesize)

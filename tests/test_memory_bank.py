@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from golden import GOLDEN, needs_golden
-from patchcore import memory_bank, pruned_search
-from patchcore.memory_bank import FaissSearch, MemoryBank, TorchSearch, read_flat_index, write_flat_index
-from patchcore.pruned_search import PrunedSearch
+from patchcore.methods.patchcore import memory_bank, pruned_search, search
+from patchcore.methods.patchcore.index_file import read_flat_index, write_flat_index
+from patchcore.methods.patchcore.memory_bank import MemoryBank
+from patchcore.methods.patchcore.pruned_search import PrunedSearch
+from patchcore.methods.patchcore.search import FaissSearch, TorchSearch
 from patchcore.scoring import patch_scores
 from patchcore.types import PatchCoreError
 
@@ -265,7 +267,7 @@ def test_missing_index_is_named(tmp_path):
 def test_a_bank_in_shards_gives_the_distances_of_the_whole(rows, devices):
     torch.manual_seed(0)
     bank, queries = torch.randn(rows, 8), torch.randn(20, 8)
-    sharded = memory_bank.spread(bank, [torch.device("cpu")] * devices, TorchSearch)
+    sharded = search.spread(bank, [torch.device("cpu")] * devices, TorchSearch)
     assert sharded.name == f"{min(rows, devices)} x torch"
     torch.testing.assert_close(sharded(queries, 2), TorchSearch(bank)(queries, 2))
 
@@ -274,9 +276,9 @@ def test_a_bank_in_shards_gives_the_distances_of_the_whole(rows, devices):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("reaches_gpu", [True, False])
 def test_gpu_search_equals_cpu_search(reaches_gpu, monkeypatch):
-    if reaches_gpu and not memory_bank.faiss_reaches_gpu():
+    if reaches_gpu and not search.faiss_reaches_gpu():
         pytest.skip("FAISS has no GPU support here")
-    monkeypatch.setattr(memory_bank, "faiss_reaches_gpu", lambda: reaches_gpu)
+    monkeypatch.setattr(search, "faiss_reaches_gpu", lambda: reaches_gpu)
     torch.manual_seed(0)
     bank, queries = torch.randn(3000, 256), torch.randn(500, 256)
     expected = TorchSearch(bank)(queries, 3)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from patchcore import experiment, patch_store
-from patchcore.config import SamplerConfig
-from patchcore.coreset import PROJECTION_DIMENSION, project
-from patchcore.patch_store import HOST, BankSize, PatchStore, expected_bytes, places
-from patchcore.sampler import kept_of, sample
+from patchcore import experiment
+from patchcore.methods.patchcore import patch_store
+from patchcore.methods.patchcore.config import SamplerConfig
+from patchcore.methods.patchcore.coreset import PROJECTION_DIMENSION, project
+from patchcore.methods.patchcore.patch_store import HOST, BankSize, PatchStore, expected_bytes, places
+from patchcore.methods.patchcore.sampler import kept_of, sample
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
 GIB = 2**30
@@ -106,7 +107,7 @@ def test_a_run_says_what_it_needs_before_it_begins(available, level, monkeypatch
         def expected_bytes(self, num_images):
             return {HOST: num_images * 2**20}
 
-    monkeypatch.setattr(experiment.runtime, "available_bytes", lambda device: available)
+    monkeypatch.setattr(experiment.memory, "available_bytes", lambda device: available)
     caplog.set_level("INFO", "patchcore")
     experiment._say_expected_memory(Method(), range(300))
     (record,) = caplog.records

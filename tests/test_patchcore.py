@@ -10,13 +10,19 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from patchcore import patch_store
-from patchcore import patchcore as module
-from patchcore.config import PatchCoreConfig, PatchCoreLoaderConfig, SamplerConfig, TrainedOn
-from patchcore.memory_bank import read_flat_index, write_flat_index
-from patchcore.model_files import INDEX_FILE, PARAMS_FILE, read_model
-from patchcore.patchcore import PatchCore, StoredPatchCore, TrainedPatchCore, devices_of_members, load_embedders
-from patchcore.runtime import StageTimer
+from patchcore.config import TrainedOn
+from patchcore.methods.patchcore import detector, patch_store
+from patchcore.methods.patchcore.config import PatchCoreConfig, PatchCoreLoaderConfig, SamplerConfig
+from patchcore.methods.patchcore.detector import (
+    PatchCore,
+    StoredPatchCore,
+    TrainedPatchCore,
+    devices_of_members,
+    load_embedders,
+)
+from patchcore.methods.patchcore.index_file import read_flat_index, write_flat_index
+from patchcore.methods.patchcore.model_files import INDEX_FILE, PARAMS_FILE, read_model
+from patchcore.system.timing import StageTimer
 from patchcore.types import PatchCoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,9 +232,9 @@ def test_the_loader_sets_how_the_bank_is_searched(stored_ensemble, tmp_path):
 
 def test_equal_models_share_their_backbones(tmp_path, monkeypatch):
     names = []
-    real = module.load_backbone
+    real = detector.load_backbone
     monkeypatch.setattr(
-        module, "load_backbone", lambda name, **settings: (names.append(name), real(name, **settings))[1]
+        detector, "load_backbone", lambda name, **settings: (names.append(name), real(name, **settings))[1]
     )
     for name, config in (("a", ONE), ("b", ONE), ("c", replace(ONE, patchsize=1))):
         (tmp_path / name).mkdir()

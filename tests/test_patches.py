@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from numpy import load
 
 from golden import GOLDEN, needs_golden
-from patchcore.patches import PatchEmbedding, pooling_matrix
+from patchcore.methods.patchcore.patches import PatchEmbedding, pooling_matrix
 
 
 def unfolded(maps, patchsize, pretrain_dimension, target_dimension):

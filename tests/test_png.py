@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore import png
-from patchcore.datasets.synthetic import generate
-from patchcore.visualize import HeatScale, overlay
+from patchcore.pictures import png
+from patchcore.pictures.heat import HeatScale
+from patchcore.pictures.overlay import overlay
+from patchcore.synthetic.generate import generate
 
 RANDOM = np.random.default_rng(0)
 PICTURES = {

@@ -18,11 +18,12 @@ import yaml
 from PIL import Image
 
 from patchcore.cli.fastflow import CLASS_FILE, load_and_evaluate_fastflow, run_fastflow
-from patchcore.config import FastFlowConfig
-from patchcore.datasets.folder import Geometry, load_image
-from patchcore.fastflow.presets import PRESETS, preset_of
-from patchcore.results import read_results
-from patchcore.runtime import StageTimer
+from patchcore.datasets.geometry import Geometry
+from patchcore.datasets.images import load_image
+from patchcore.methods.fastflow.config import FastFlowConfig
+from patchcore.methods.fastflow.presets import PRESETS, preset_of
+from patchcore.results.run_folder import read_results
+from patchcore.system.timing import StageTimer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,7 +181,7 @@ def test_the_same_seed_gives_the_same_scores(plain, parts, tmp_path, shell):
 @pytest.mark.parametrize("more", [(), ("--tile", 48, "--tile_stride", 16), ("--match_brightness",)])
 def test_features_that_do_not_fit_are_computed_anew_and_change_nothing(more, parts, tmp_path, shell, monkeypatch):
     assert shell(run_fastflow, *args(tmp_path, parts, fastflow=(*QUICK, *more))).code == 0
-    monkeypatch.setattr("patchcore.fastflow.samples.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("patchcore.methods.fastflow.samples.available_bytes", lambda device: 1000)
     ended = shell(run_fastflow, *args(tmp_path, parts, fastflow=(*QUICK, *more)))
     assert ended.code == 0
     assert "computed anew in every epoch" in ended.err
@@ -189,7 +190,7 @@ def test_features_that_do_not_fit_are_computed_anew_and_change_nothing(more, par
 
 
 def test_matched_brightness_undoes_a_darker_lamp(parts, tmp_path):
-    from patchcore.fastflow.brightness import brightness, matched
+    from patchcore.methods.fastflow.brightness import brightness, matched
 
     path = next((parts / "metal_plate" / "test" / "good").iterdir())
     image = Geometry(resize=72, imagesize=64).image(load_image(path))[None]
@@ -460,9 +461,9 @@ def test_transformers_have_one_scale(parts, tmp_path, shell):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu(trained, parts):
-    from patchcore.fastflow.detector import FastFlow
-    from patchcore.fastflow.model_files import read_model
-    from patchcore.fastflow.network import Network
+    from patchcore.methods.fastflow.detector import FastFlow
+    from patchcore.methods.fastflow.model_files import read_model
+    from patchcore.methods.fastflow.network import Network
 
     model = read_model(trained / "models" / "mpdd_metal_plate")
     paths = sorted((parts / "metal_plate" / "test").rglob("*.png"))

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from golden import GOLDEN, needs_golden
-from patchcore import coreset
-from patchcore.config import SAMPLER_NAMES, SamplerConfig
-from patchcore.coreset import approx_initial_distances, full_initial_distances, greedy_order, project
-from patchcore.sampler import sample
+from patchcore.methods.patchcore import coreset
+from patchcore.methods.patchcore.config import SAMPLER_NAMES, SamplerConfig
+from patchcore.methods.patchcore.coreset import approx_initial_distances, full_initial_distances, greedy_order, project
+from patchcore.methods.patchcore.sampler import sample
 
 
 def generator(seed=0):

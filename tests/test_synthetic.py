@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore.datasets import synthetic
-from patchcore.datasets.synthetic import CATEGORIES, generate, render
+from patchcore.synthetic import faults
+from patchcore.synthetic import generate as generate_module
+from patchcore.synthetic.generate import CATEGORIES, generate, render
 from patchcore.types import PatchCoreError
 
 SCRIPT = Path(__file__).parents[1] / "bin" / "make_synthetic_mpdd.py"
@@ -83,7 +84,7 @@ def test_the_mask_is_exactly_what_the_fault_changed_visibly(category: str, defec
         picture = render(category, f"test/{defect}", index, size=64)
         change = np.abs(picture.image.astype(int) - picture.clean).max(axis=2)
         assert picture.mask.any()
-        assert change[picture.mask].min() >= synthetic.VISIBLE
+        assert change[picture.mask].min() >= generate_module.VISIBLE
         assert change[~picture.mask].max() == 0
 
 
@@ -106,8 +107,8 @@ def test_parts_fit_into_the_usual_centre_crop_and_cover_part_of_it(category: str
         assert 0.05 < part.mean() < 0.4
 
 
-@pytest.mark.parametrize("fault", [synthetic.bare_metal, synthetic.rust_blots, synthetic.FEW])
-def test_a_more_severe_fault_changes_more(fault: synthetic.Fault) -> None:
+@pytest.mark.parametrize("fault", [faults.bare_metal, faults.rust_blots, faults.FEW])
+def test_a_more_severe_fault_changes_more(fault: faults.Fault) -> None:
     scene = CATEGORIES["bracket_black"].draw(np.random.default_rng(0), 64)
     totals = []
     for severity in (0.0, 1.0):
@@ -118,7 +119,7 @@ def test_a_more_severe_fault_changes_more(fault: synthetic.Fault) -> None:
 
 def test_severities_spread_over_the_whole_range() -> None:
     """Six pictures leave no gap of a third."""
-    severities = np.sort([synthetic.severity_of(index) for index in range(6)])
+    severities = np.sort([generate_module.severity_of(index) for index in range(6)])
     assert np.diff(severities, prepend=0, append=1).max() < 1 / 3
 
 
@@ -144,12 +145,12 @@ def test_a_file_in_place_of_the_root_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interruption_leaves_whole_categories_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(category: str, folder: str, index: int, **settings: int) -> synthetic.Picture:
+    def interrupted(category: str, folder: str, index: int, **settings: int) -> generate_module.Picture:
         if category == "bracket_white" and folder == "test/good":
             raise KeyboardInterrupt
         return render(category, folder, index, **settings)
 
-    monkeypatch.setattr(synthetic, "render", interrupted)
+    monkeypatch.setattr(generate_module, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["metal_plate"]

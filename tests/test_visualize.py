@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from patchcore import visualize
-from patchcore.visualize import HEAT_COLOURS, HeatScale, colourise, overlay, score_histogram
+from patchcore.pictures import histogram
+from patchcore.pictures import overlay as overlay_module
+from patchcore.pictures import text as text_module
+from patchcore.pictures.heat import HEAT_COLOURS, HeatScale, colourise
+from patchcore.pictures.histogram import score_histogram
+from patchcore.pictures.overlay import overlay
 
 SIDE = 224
 # Up to 256 px a panel: 34 px for the title, margins of 10 px, gaps of 6 px.
@@ -165,7 +169,7 @@ def test_outline_surrounds_the_mask_and_hides_none_of_it(picture, mask, ramp):
     expected[[49, 90], 100:180] = True
     expected[50:90, [99, 180]] = True
     np.testing.assert_array_equal(changed, expected)
-    assert (outlined[expected] == visualize.OUTLINE).all()
+    assert (outlined[expected] == overlay_module.OUTLINE).all()
 
 
 def test_without_a_mask_the_panel_says_so(picture, mask, ramp):
@@ -174,8 +178,8 @@ def test_without_a_mask_the_panel_says_so(picture, mask, ramp):
     assert without.size == good.size
     assert not panels(good)[1].any()
     panel = panels(without)[1]
-    assert (panel[:80] == visualize.SURFACE).all()
-    assert (panel[100:124] != visualize.SURFACE).any()
+    assert (panel[:80] == text_module.SURFACE).all()
+    assert (panel[100:124] != text_module.SURFACE).any()
 
 
 def test_overlays_do_not_draw_on_each_other(picture, mask, ramp):
@@ -225,7 +229,7 @@ def test_mask_of_another_shape_is_refused(picture, ramp):
 @pytest.mark.parametrize("scale", [HeatScale(low=-1.2345e-30, high=-1.2345e-31), HeatScale(low=-1e30, high=1e30)])
 def test_long_numbers_leave_the_other_panels_alone(ramp, scale):
     sheet = np.asarray(overlay(Image.new("RGB", (SIDE, SIDE)), None, ramp[:, :32][:32], scale=scale, title="x"))
-    assert (sheet[:, -10:] == visualize.BACKGROUND).all()
+    assert (sheet[:, -10:] == text_module.BACKGROUND).all()
 
 
 # Titles
@@ -233,25 +237,25 @@ def test_long_numbers_leave_the_other_panels_alone(ramp, scale):
 
 def test_title_is_drawn_above_the_panels(picture, ramp):
     blank, named = (np.asarray(overlay(picture, None, ramp, scale=UNIT, title=title)) for title in ("", "scratches"))
-    assert (blank[:TOP] == visualize.BACKGROUND).all()
+    assert (blank[:TOP] == text_module.BACKGROUND).all()
     assert named[:TOP].max() > 200
     np.testing.assert_array_equal(named[TOP:], blank[TOP:])
 
 
 def test_long_titles_lose_their_middle_but_neither_name_nor_score(picture, ramp):
     title = "metal_plate" + "_long" * 60 + " score 0.719"
-    text, font = visualize._fit(title, 15, 400)
+    text, font = text_module._fit(title, 15, 400)
     assert text.startswith("metal_plate")
     assert text.endswith(" score 0.719")
     assert "…" in text
     assert 380 < font.getlength(text) <= 400
     sheet = np.asarray(overlay(picture, None, ramp, scale=UNIT, title=title))
-    assert (sheet[:TOP, -10:] == visualize.BACKGROUND).all()
+    assert (sheet[:TOP, -10:] == text_module.BACKGROUND).all()
 
 
 def test_titles_that_fit_are_left_alone():
-    assert visualize._fit("scratches 0.719", 15, 400)[0] == "scratches 0.719"
-    assert visualize._fit("scratches", 15, 1)[0] == "…"
+    assert text_module._fit("scratches 0.719", 15, 400)[0] == "scratches 0.719"
+    assert text_module._fit("scratches", 15, 1)[0] == "…"
 
 
 @pytest.mark.parametrize(
@@ -264,8 +268,8 @@ def test_titles_may_hold_any_character(picture, ramp, title):
 
 
 def test_without_a_font_for_them_letters_lose_their_accents(monkeypatch):
-    monkeypatch.setattr(visualize, "_fonts_of_the_system", lambda size: ())
-    assert visualize._legible("Prüfling_é", 15)[0] == "Prufling_e"
+    monkeypatch.setattr(text_module, "_fonts_of_the_system", lambda size: ())
+    assert text_module._legible("Prüfling_é", 15)[0] == "Prufling_e"
 
 
 def test_a_font_of_the_system_draws_what_the_own_font_lacks():
@@ -273,7 +277,7 @@ def test_a_font_of_the_system_draws_what_the_own_font_lacks():
         expected = ImageFont.truetype("DejaVuSans.ttf", 15)
     except OSError:
         pytest.skip("DejaVuSans.ttf is not installed")
-    text, font = visualize._legible("Prüfling_ж_金", 15)  # the last is in neither font
+    text, font = text_module._legible("Prüfling_ж_金", 15)  # the last is in neither font
     assert text == "Prüfling_ж_金"
     assert font.getname() == expected.getname()
 
@@ -283,7 +287,7 @@ def test_a_font_of_the_system_draws_what_the_own_font_lacks():
     [(0, "0"), (0.71934, "0.719"), (3532.77, "3533"), (-12.345, "-12.3"), (123456, "1.23e5"), (5e-7, "5e-7")],
 )
 def test_numbers_are_short(value, text):
-    assert visualize._short(value) == text
+    assert text_module._short(value) == text
 
 
 # Files
@@ -295,19 +299,19 @@ def test_numbers_are_short(value, text):
 def test_histogram_shows_good_left_and_defective_right_of_the_threshold():
     scores, labels = [1.0, 1.1, 1.2, 3.0, 3.1], [False, False, False, True, True]
     plot = np.asarray(score_histogram(scores, labels, 2.0, title="x")).astype(int)[66:-45]
-    dash = (plot == visualize.TEXT).all(axis=2).any(axis=0)
+    dash = (plot == text_module.TEXT).all(axis=2).any(axis=0)
     line = np.flatnonzero(dash)
     assert 1 <= len(line) <= 2
-    blue = np.flatnonzero((plot == visualize.GOOD).all(axis=2).any(axis=0))
-    orange = np.flatnonzero((plot == visualize.DEFECTIVE).all(axis=2).any(axis=0))
+    blue = np.flatnonzero((plot == histogram.GOOD).all(axis=2).any(axis=0))
+    orange = np.flatnonzero((plot == histogram.DEFECTIVE).all(axis=2).any(axis=0))
     assert blue.max() < line.min() <= line.max() < orange.min()
     without = np.asarray(score_histogram(scores, labels, None, title="x"))[66:-45]
-    assert not (without == visualize.TEXT).all(axis=2).any()
+    assert not (without == text_module.TEXT).all(axis=2).any()
 
 
 def test_an_edge_of_the_bins_lies_on_the_threshold():
     values = np.random.default_rng(0).normal(size=100)
-    edges = visualize._bin_edges(values, bins=40, anchor=0.1234)
+    edges = histogram._bin_edges(values, bins=40, anchor=0.1234)
     assert 0.1234 in edges
     assert edges[0] < values.min()
     assert values.max() < edges[-1]
@@ -339,9 +343,9 @@ def test_impossible_histograms_are_refused(scores, labels, threshold, size, mess
 
 
 def test_ticks_are_round():
-    assert visualize._ticks(0, 9, most=5, least_step=1) == [(0, "0"), (2, "2"), (4, "4"), (6, "6"), (8, "8")]
-    assert [label for _, label in visualize._ticks(0.23, 1.01, most=6)] == ["0.4", "0.6", "0.8", "1.0"]
-    assert [label for _, label in visualize._ticks(0, 1e-6, most=5)][:2] == ["0", "2e-7"]
+    assert histogram._ticks(0, 9, most=5, least_step=1) == [(0, "0"), (2, "2"), (4, "4"), (6, "6"), (8, "8")]
+    assert [label for _, label in histogram._ticks(0.23, 1.01, most=6)] == ["0.4", "0.6", "0.8", "1.0"]
+    assert [label for _, label in histogram._ticks(0, 1e-6, most=5)][:2] == ["0", "2e-7"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (320, 320), (96, 128), (300, 260)])
@@ -353,7 +357,7 @@ def test_the_panels_come_out_of_an_overlay(height, width):
     anomaly_map = rng.random((height, width), dtype=np.float32)
     scale = HeatScale(low=0, high=1)
     sheet = overlay(Image.fromarray(pixels), mask, anomaly_map, scale=scale, title="t")
-    image, truth, heat = visualize.panels(sheet)
+    image, truth, heat = overlay_module.panels(sheet)
     factor = image.width // width
     assert image.size == truth.size == heat.size == (factor * width, factor * height)
     np.testing.assert_array_equal(np.asarray(truth.convert("1")), mask.repeat(factor, 0).repeat(factor, 1))
@@ -363,4 +367,4 @@ def test_the_panels_come_out_of_an_overlay(height, width):
 
 def test_what_is_no_overlay_has_no_panels():
     with pytest.raises(ValueError, match="no overlay"):
-        visualize.panels(Image.new("RGB", (10, 10)))
+        overlay_module.panels(Image.new("RGB", (10, 10)))

@@ -19,18 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchcore import metrics, png, results, runtime, visualize
+from patchcore import metrics
 from patchcore.config import DatasetConfig, RunConfig, to_plain
-from patchcore.datasets.folder import (
-    Geometry,
-    ImageDataset,
-    image_loader,
-    load_masks,
-    scan_category,
-    split_train,
-)
-from patchcore.feature_cache import FeatureCache
+from patchcore.datasets.category import load_masks, split_train
+from patchcore.datasets.geometry import Geometry
+from patchcore.datasets.layout import scan_category
+from patchcore.datasets.loader import ImageDataset, image_loader
+from patchcore.features.cache import FeatureCache
+from patchcore.pictures import heat, histogram, overlay, png
+from patchcore.results import run_folder
 from patchcore.scoring import Verdict, judge, min_max_normalise
+from patchcore.system import environment, files, memory, timing
 from patchcore.types import Output, PatchCoreError, Predictions, Sample
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Detector(Protocol):
         batches: Iterable[Tensor],
         num_images: int,
         generator: torch.Generator,
-        timer: runtime.StageTimer,
+        timer: timing.StageTimer,
         folder: Path,
     ) -> Any:
         """Learn from good images, (B, 3, H, W) uint8 batches of `num_images` in all.
@@ -61,7 +60,7 @@ class Detector(Protocol):
         `folder`, which need not exist, is for a record of the training and for what is needed to go on with it.
         """
 
-    def predict(self, batches: Iterable[Tensor], timer: runtime.StageTimer) -> Output:
+    def predict(self, batches: Iterable[Tensor], timer: timing.StageTimer) -> Output:
         """Score images, (B, 3, H, W) uint8 batches."""
 
     def costs(self) -> dict[str, float]:
@@ -126,23 +125,23 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
     categories = [_scan(dataset, name, run.seed) for name in dataset.categories]
     content = {"command": command, "run": run, "dataset": dataset, **method.settings}
     content["test_set"] = {category.row: _test_set(category, dataset.path) for category in categories}
-    content = to_plain({**content, "environment": runtime.environment()})
+    content = to_plain({**content, "environment": environment.environment()})
     new = [path for path in (run.results_path / run.log_project, run.results_path) if not path.exists()]
-    folder = results.newest_run_folder(run.results_path, run.log_project, run.log_group) if run.resume else None
+    folder = run_folder.newest_run_folder(run.results_path, run.log_project, run.log_group) if run.resume else None
     if folder:
         check_resumable(folder, content)
-        summary = Summary(folder, results.finished_rows(folder))
-        defect_types = results.read_rows(folder / "defect_types.csv") if summary.rows else []
+        summary = Summary(folder, run_folder.finished_rows(folder))
+        defect_types = run_folder.read_rows(folder / "defect_types.csv") if summary.rows else []
     else:
-        folder = results.create_run_folder(run.results_path, run.log_project, run.log_group)
+        folder = run_folder.create_run_folder(run.results_path, run.log_project, run.log_group)
         summary, defect_types = Summary(folder), []
 
     def worth_keeping() -> bool:
         return bool(summary.rows) or (folder / TRAINING).exists()
 
-    with runtime.removed_unless([folder, *new], worth_keeping), _log_file(folder / "run.log"):
+    with files.removed_unless([folder, *new], worth_keeping), _log_file(folder / "run.log"):
         if not (folder / CONFIG).exists():
-            results.write_yaml(folder / CONFIG, content)
+            run_folder.write_yaml(folder / CONFIG, content)
         unfinished = [category for category in categories if category.row not in summary.rows]
         if unfinished:
             _say_expected_memory(method, max((_images(category.train, dataset) for category in unfinished), key=len))
@@ -165,11 +164,11 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, method: Method, *, co
                 log.error("%s: %s", category.name, summary.failures[category.name])
                 continue
             if by_defect_type:
-                rows_of_others = [other for other in defect_types if other[results.ROW_NAMES] != category.row]
+                rows_of_others = [other for other in defect_types if other[run_folder.ROW_NAMES] != category.row]
                 defect_types = rows_of_others + by_defect_type
-                results.write_rows(folder / "defect_types.csv", defect_types)
+                run_folder.write_rows(folder / "defect_types.csv", defect_types)
             summary.rows[category.row] = row
-            results.write_results(folder / "results.csv", summary.rows)
+            run_folder.write_results(folder / "results.csv", summary.rows)
     return summary
 
 
@@ -185,7 +184,7 @@ def check_resumable(folder: Path, content: dict[str, Any]) -> None:
     Raises:
         PatchCoreError: its settings cannot be read, or differ; the first that does is named.
     """
-    begun = results.read_yaml(folder / CONFIG)
+    begun = run_folder.read_yaml(folder / CONFIG)
     for section in [*begun, *(name for name in content if name not in begun)]:
         if section in ("command", "environment"):
             continue
@@ -205,9 +204,9 @@ def check_resumable(folder: Path, content: dict[str, Any]) -> None:
 def _say_expected_memory(method: Method, images: ImageDataset) -> None:
     """Say what training on the largest category takes, and warn where that is more than there is."""
     for device, expected in method.expected_bytes(len(images)).items():
-        free = runtime.available_bytes(device)
-        memory = "host memory" if device.type == "cpu" else f"memory on {device}"
-        sizes = f"{runtime.in_words(expected)} of {memory}, {runtime.in_words(free)} are free"
+        free = memory.available_bytes(device)
+        place = "host memory" if device.type == "cpu" else f"memory on {device}"
+        sizes = f"{memory.format_bytes(expected)} of {place}, {memory.format_bytes(free)} are free"
         needs = f"{len(images)} training images take about {sizes}"
         if expected > free:
             log.warning("%s: expect the run to swap or end; fewer images or a smaller --imagesize take less", needs)
@@ -240,7 +239,7 @@ def _run_category(
     if method.fits:
         counts = {"training": len(category.train), **counts}
     log.info("%s: %s images", category.name, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
-    runtime.reset_peak_gpu(method.device)
+    memory.reset_peak_gpu(method.device)
     if method.cache is not None:
         method.cache.take_counts()  # those of a category that failed
     loop = _Loop(dataset, category, method.device)
@@ -276,8 +275,8 @@ def _run_category(
         costs["model_mib"] = _save(detector, folder / "models" / category.row)
     if method.cache is not None:
         costs["cached_share"] = _cached_share(method.cache, category.name)
-    costs["peak_host_mib"] = runtime.peak_host_mib()
-    costs["peak_gpu_mib"] = runtime.peak_gpu_mib(method.device)
+    costs["peak_host_mib"] = memory.peak_host_mib()
+    costs["peak_gpu_mib"] = memory.peak_gpu_mib(method.device)
     if method.fits:
         costs["train_images"] = len(category.train)
     return quality | costs | {"test_images": len(category.test)}, by_defect_type
@@ -294,7 +293,7 @@ class _Loop:
 
     def fit(self, detector: Detector, seed: int, folder: Path) -> dict[str, float]:
         """Fit the detector; returns the seconds that it took, in all and by stage."""
-        timer = runtime.StageTimer(self._device)
+        timer = timing.StageTimer(self._device)
         images = _images(self._category.train, self._dataset)
         begin = time.perf_counter()
         batches = self._batches(images, timer, "training")
@@ -317,7 +316,7 @@ class _Loop:
         Returns:
             The output, and milliseconds per image in all and by stage.
         """
-        timer = runtime.StageTimer(self._device)
+        timer = timing.StageTimer(self._device)
         begin = time.perf_counter()
         batches = self._batches(ImageDataset(samples, self.geometry), timer, name)
         output = detector.predict(batches if pictures is None else _keeping(batches, pictures), timer)
@@ -327,9 +326,9 @@ class _Loop:
             f"{stage}_ms_per_image": value / len(samples) * 1e3 for stage, value in stages.items()
         }
 
-    def _batches(self, images: ImageDataset, timer: runtime.StageTimer, name: str) -> Iterator[Tensor]:
+    def _batches(self, images: ImageDataset, timer: timing.StageTimer, name: str) -> Iterator[Tensor]:
         loader = image_loader(images, self._dataset.batch_size, self._dataset.num_workers, pin_memory=True)
-        with runtime.progress_bar(f"{self._category.name}: {name}", len(images), "image") as bar:
+        with timing.progress_bar(f"{self._category.name}: {name}", len(images), "image") as bar:
             for batch in timer.waiting("decode", iter(loader)):
                 yield batch
                 bar.update(len(batch))
@@ -382,7 +381,7 @@ def _measure_defect_types(row: str, predictions: Predictions, verdict: Verdict |
             pixels = metrics.auroc(predictions.maps[chosen], predictions.masks[chosen])
         rows.append(
             {
-                results.ROW_NAMES: row,
+                run_folder.ROW_NAMES: row,
                 "defect_type": defect,
                 "images": int(chosen.sum()),
                 "instance_auroc": metrics.auroc(predictions.scores[compared], predictions.labels[compared]),
@@ -411,7 +410,7 @@ def _cached_share(cache: FeatureCache, category: str) -> float:
 
 def _save(detector: Detector, folder: Path) -> float:
     """Store a detector; returns its size on disk in MiB."""
-    with runtime.written_aside(folder) as aside:
+    with files.atomic_write(folder) as aside:
         aside.mkdir()
         detector.save(aside)
         return sum(path.stat().st_size for path in aside.iterdir()) / 2**20
@@ -421,19 +420,19 @@ def _write_scores(
     folder: Path, category: _Category, predictions: Predictions, root: Path, verdict: Verdict | None
 ) -> None:
     """Write the scores of a category, a picture of their distribution, and what a comparison needs of the maps."""
-    results.write_scores(folder / f"{category.row}.csv", predictions, root, verdict)
+    run_folder.write_scores(folder / f"{category.row}.csv", predictions, root, verdict)
     single = len(predictions.raw_scores) == 1  # the threshold of an ensemble is in units of its own
-    histogram = visualize.score_histogram(
+    picture = histogram.score_histogram(
         predictions.scores,
         predictions.labels,
         verdict.threshold if verdict is not None and single else None,
         title=f"{category.name}: image scores",
     )
-    with runtime.written_aside(folder / f"{category.row}.png") as aside:
-        histogram.save(aside, "PNG")
+    with files.atomic_write(folder / f"{category.row}.png") as aside:
+        picture.save(aside, "PNG")
     if predictions.masks is not None:
         pairs = metrics.pixel_pairs(predictions.maps, predictions.masks, predictions.labels)
-        results.write_pixel_pairs(folder / f"{category.row}_pixels.npz", pairs)
+        run_folder.write_pixel_pairs(folder / f"{category.row}_pixels.npz", pairs)
 
 
 def _keeping(batches: Iterable[Tensor], pictures: list[NDArray[np.uint8]]) -> Iterator[Tensor]:
@@ -445,22 +444,22 @@ def _keeping(batches: Iterable[Tensor], pictures: list[NDArray[np.uint8]]) -> It
 
 def _write_overlays(folder: Path, predictions: Predictions, pictures: Sequence[NDArray[np.uint8]]) -> None:
     """Write a picture per image into a new folder, all with one colour scale."""
-    scale = visualize.HeatScale.of(predictions.maps)
+    scale = heat.HeatScale.of(predictions.maps)
     raw, normalised = predictions.raw_scores.mean(axis=0), min_max_normalise(predictions.scores)
 
     def write(i: int) -> None:
         sample = predictions.samples[i]
         name = f"{sample.category}/{sample.defect}/{sample.path.name}"
-        picture = visualize.overlay(
+        picture = overlay.overlay(
             Image.fromarray(pictures[i]),
             None if predictions.masks is None else predictions.masks[i],
             predictions.maps[i],
             scale=scale,
             title=f"{name}   score {normalised[i]:.3f} (raw {raw[i]:.4g})",
         )
-        (aside / results.overlay_name(sample, normalised[i])).write_bytes(png.encode(picture))
+        (aside / run_folder.overlay_name(sample, normalised[i])).write_bytes(png.encode(picture))
 
-    with runtime.written_aside(folder) as aside, ThreadPoolExecutor() as pool:
+    with files.atomic_write(folder) as aside, ThreadPoolExecutor() as pool:
         aside.mkdir()
         for _ in pool.map(write, range(len(predictions.samples))):
             pass

@@ -26,7 +26,8 @@ from patchcore.cli.run import (
     weights_dir,
 )
 from patchcore.cli.stored import StoredDataset, model_folders, settled, stored_dataset_stage
-from patchcore.config import (
+from patchcore.config import WEIGHTS, DatasetConfig, RunConfig, TrainedOn
+from patchcore.methods.fastflow.config import (
     DENSITIES,
     FEATURE_NORMS,
     IMAGE_SCORES,
@@ -34,16 +35,12 @@ from patchcore.config import (
     POSITION_SCORES,
     PRECISIONS,
     SCALE_WEIGHTINGS,
-    WEIGHTS,
-    DatasetConfig,
     FastFlowConfig,
     FastFlowLoaderConfig,
     FastFlowScoring,
-    RunConfig,
-    TrainedOn,
 )
-from patchcore.fastflow.model_files import read_model
-from patchcore.fastflow.presets import PRESETS, preset_of
+from patchcore.methods.fastflow.model_files import read_model
+from patchcore.methods.fastflow.presets import PRESETS, preset_of
 from patchcore.types import PatchCoreError
 
 # Ships with the repository, beside its scripts.
@@ -256,8 +253,8 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
     config, configs = configurations(stage, dataset.categories)
     start_logging(debug)
 
-    from patchcore.datasets.folder import VIEWS
-    from patchcore.fastflow.detector import TrainedFastFlow
+    from patchcore.datasets.loader import VIEWS
+    from patchcore.methods.fastflow.detector import TrainedFastFlow
 
     device = _one_device(run)
     check_categories(dataset)
@@ -300,7 +297,7 @@ def _read_class_file(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         PatchCoreError: the file is missing, no YAML, or sets something else than `CLASS_SPECIFIC`.
     """
-    from patchcore.results import read_yaml
+    from patchcore.results.run_folder import read_yaml
 
     content = read_yaml(path)
     for category, settings in content.items():
@@ -370,7 +367,7 @@ def _evaluate(ctx: click.Context, stages: list[Any], debug: bool, **settings: An
     trained_on = {folder: model.trained_on for folder, model in models.items()}
     run, dataset = settled(run, images, trained_on, seed_given=given(ctx, "seed"))
 
-    from patchcore.fastflow.detector import StoredFastFlow
+    from patchcore.methods.fastflow.detector import StoredFastFlow
 
     device = _one_device(run)
     check_categories(dataset)

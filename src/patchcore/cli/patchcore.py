@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from patchcore.backbones import BACKBONES
+from patchcore.backbones.registry import BACKBONES
 from patchcore.cli.run import (
     OneLineErrors,
     cache_for,
@@ -26,18 +26,15 @@ from patchcore.cli.run import (
     weights_dir,
 )
 from patchcore.cli.stored import StoredDataset, model_folders, settled, stored_dataset_stage
-from patchcore.config import (
+from patchcore.config import WEIGHTS, DatasetConfig, RunConfig, TrainedOn
+from patchcore.methods.patchcore.config import (
     BACKBONE_PRECISIONS,
     SAMPLER_NAMES,
-    WEIGHTS,
-    DatasetConfig,
     PatchCoreConfig,
     PatchCoreLoaderConfig,
-    RunConfig,
     SamplerConfig,
-    TrainedOn,
 )
-from patchcore.model_files import read_model
+from patchcore.methods.patchcore.model_files import read_model
 
 # Options that the original took and did nothing with, but one: images did score the max of their patches. Old command
 # lines run as long as they leave them where they were.
@@ -213,7 +210,7 @@ def _run(stages: list[Any], debug: bool, **settings: Any) -> None:
     dataset = stage_of(stages, DatasetConfig, "dataset")
     start_logging(debug)
 
-    from patchcore.patchcore import TrainedPatchCore
+    from patchcore.methods.patchcore.detector import TrainedPatchCore
 
     devices = devices_for(run)
     check_categories(dataset)
@@ -276,7 +273,7 @@ def _evaluate(ctx: click.Context, stages: list[Any], debug: bool, **settings: An
     trained_on = {folder: model.trained_on for folder, model in models.items()}
     run, dataset = settled(run, images, trained_on, seed_given=given(ctx, "seed"))
 
-    from patchcore.patchcore import StoredPatchCore
+    from patchcore.methods.patchcore.detector import StoredPatchCore
 
     devices = devices_for(run)
     check_categories(dataset)

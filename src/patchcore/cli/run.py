@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from patchcore.experiment import Method
-    from patchcore.feature_cache import FeatureCache
+    from patchcore.features.cache import FeatureCache
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ class _Terminal(logging.Handler):
 
 def devices_for(run: RunConfig) -> list[torch.device]:
     """The devices that `--gpu` names, with a line of notice where it has to be the CPU."""
-    from patchcore.runtime import choose_devices
+    from patchcore.system.devices import choose_devices
 
     devices, notice = choose_devices(run.gpu)
     if notice:
@@ -301,7 +301,7 @@ def devices_for(run: RunConfig) -> list[torch.device]:
 
 def cache_for(run: RunConfig) -> FeatureCache | None:
     """The cache of feature maps that `--feature_cache` names, if it does."""
-    from patchcore.feature_cache import DEFAULT_GIB, FeatureCache
+    from patchcore.features.cache import DEFAULT_GIB, FeatureCache
 
     if run.feature_cache is None:
         return None
@@ -310,7 +310,7 @@ def cache_for(run: RunConfig) -> FeatureCache | None:
 
 def check_categories(dataset: DatasetConfig) -> None:
     """Look at the folders of all categories, before any time goes into backbones."""
-    from patchcore.datasets.folder import scan_category
+    from patchcore.datasets.layout import scan_category
 
     for category in dataset.categories:
         scan_category(dataset.path, category)
@@ -319,7 +319,7 @@ def check_categories(dataset: DatasetConfig) -> None:
 def execute(run: RunConfig, dataset: DatasetConfig, method: Method) -> None:
     """Run the experiment, print the closing table, and exit with 1 if a category failed."""
     from patchcore.experiment import run_experiment
-    from patchcore.results import table
+    from patchcore.results.run_folder import table
 
     command = shlex.join([sys.executable, *sys.argv])
     summary = run_experiment(run, dataset, method, command=command)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from patchcore.comparison.runs import Problem, Run
 from patchcore.comparison.study import Method, Row, Study
-from patchcore.visualize import panels
+from patchcore.pictures.overlay import panels
 
 MOST = 4  # images of each kind per category
 PICTURES = 800  # of all studies, about 6 to 10 kB each: the page stays under 10 MB

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from patchcore.comparison.study import Method, Row, Study, mean
-from patchcore.results import METRICS
+from patchcore.results.run_folder import METRICS
 from patchcore.types import PatchCoreError
 
 

@@ -9,7 +9,7 @@ from patchcore.comparison.costs import COSTS, TIMES, cached, common_rows, hardwa
 from patchcore.comparison.statistics import DECIMALS, Difference, Line, ranked
 from patchcore.comparison.study import Study, mean
 from patchcore.comparison.tables import Record, amount, share
-from patchcore.results import METRICS
+from patchcore.results.run_folder import METRICS
 
 NO_WINNER = "no clear winner"
 NOISE = 0.1  # a time or a peak of memory must be this much smaller to be called smaller; sizes on disk do not vary

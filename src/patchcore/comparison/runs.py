@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from patchcore import results
 from patchcore.comparison.methods import METHODS
 from patchcore.metrics import RankedPairs
+from patchcore.results import run_folder
 from patchcore.types import PatchCoreError
 
 Read = TypeVar("Read")
@@ -232,11 +232,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_results(path: Path) -> dict[str, dict[str, float]]:
-    rows = results.read_results(path)
-    if results.MEAN not in rows:
-        raise PatchCoreError(f"{path}: damaged results: no row {results.MEAN}")
+    rows = run_folder.read_results(path)
+    if run_folder.MEAN not in rows:
+        raise PatchCoreError(f"{path}: damaged results: no row {run_folder.MEAN}")
     for row, columns in rows.items():
-        for metric, _ in results.METRICS:
+        for metric, _ in run_folder.METRICS:
             if metric not in columns:
                 raise PatchCoreError(f"{path}: damaged results: no column {metric}")
             _check_share(path, f"{row}, {metric}", columns[metric])
@@ -275,11 +275,11 @@ def _number(path: Path, row: Mapping[str, str], column: str) -> float:
 def _read_defect_types(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     names = ("images", "instance_auroc", "anomaly_pixel_auroc", "defects_caught")
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in _read_table(path, (results.ROW_NAMES, "defect_type", *names)):
+    for row in _read_table(path, (run_folder.ROW_NAMES, "defect_type", *names)):
         numbers = {name: _number(path, row, name) for name in names}
         for name in names[1:]:
             _check_share(path, f"{row['defect_type']}, {name}", numbers[name])
-        found.setdefault(row[results.ROW_NAMES], {})[row["defect_type"]] = numbers
+        found.setdefault(row[run_folder.ROW_NAMES], {})[row["defect_type"]] = numbers
     return found
 
 
@@ -305,7 +305,7 @@ def _read_scores(path: Path, images: int) -> ImageScores:
 
 
 def _read_pixel_pairs(path: Path, labels: NDArray[np.bool_]) -> RankedPairs:
-    pairs = results.read_pixel_pairs(path)
+    pairs = run_folder.read_pixel_pairs(path)
     defective, images = int(labels.sum()), len(labels)
     shapes = pairs.won.shape, pairs.positives.shape, pairs.negatives.shape
     if shapes != ((defective, images), (defective,), (images,)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from patchcore.comparison.published import Published
 from patchcore.comparison.statistics import CONFIDENCE, DECIMALS, RESAMPLES, Line
 from patchcore.comparison.study import Figure, Method, Row, Study
-from patchcore.results import METRICS
+from patchcore.results.run_folder import METRICS
 
 MARKS = {"best": "★", "tie": "=", "unclear": "≈"}
 LEGEND = (

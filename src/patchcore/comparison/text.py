@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from patchcore.comparison.recommendations import NO_WINNER, Recommendation
 from patchcore.comparison.report import Report
 from patchcore.comparison.tables import MARKS, Cell, Table
-from patchcore.results import aligned
+from patchcore.results.run_folder import aligned
 
 
 def plain(cell: Cell) -> str:

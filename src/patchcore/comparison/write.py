@@ -10,8 +10,8 @@ from patchcore.comparison.report import Report
 from patchcore.comparison.statistics import AUROCS
 from patchcore.comparison.tables import Record
 from patchcore.comparison.text import markdown
-from patchcore.results import write_rows
-from patchcore.runtime import written_aside
+from patchcore.results.run_folder import write_rows
+from patchcore.system.files import atomic_write
 from patchcore.types import PatchCoreError
 
 # Every table that a report may have; of an earlier report those go that this one lacks.
@@ -45,7 +45,7 @@ def write_report(report: Report, output: Path) -> None:
         columns = dict.fromkeys(column for row in rows for column in row)  # not every study has every stage
         write_rows(output / "tables" / f"{name}.csv", [{**dict.fromkeys(columns, ""), **row} for row in rows])
     for name, content in (("report.md", markdown(report)), ("report.html", html(report))):
-        with written_aside(output / name) as aside:
+        with atomic_write(output / name) as aside:
             aside.write_text(content, encoding="utf-8")
     for name in sorted(TABLES - filled.keys()):
         _remove(output / "tables" / f"{name}.csv")

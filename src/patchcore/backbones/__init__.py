@@ -1,0 +1,1 @@
+"""Backbones: name -> frozen network and weights."""

@@ -1,0 +1,118 @@
+"""Images in batches, decoded ahead by threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch.utils.data import Dataset
+
+from patchcore.datasets.geometry import Geometry
+from patchcore.types import Sample
+
+VIEWS = 8  # the symmetries of the square
+
+
+class ImageDataset(Dataset[torch.Tensor]):
+    """The pixels (3, imagesize, imagesize) uint8 of some samples, in their order.
+
+    With `augment` every sample comes in the 8 views of the square's symmetry group, one after the other:
+    index i is sample i // 8 in view i % 8, view 0 as it is, 1 to 3 turned, 4 to 7 turned and mirrored.
+    """
+
+    def __init__(self, samples: Sequence[Sample], geometry: Geometry, augment: bool = False) -> None:
+        self.samples = tuple(samples)
+        self.geometry = geometry
+        self.augment = augment
+        # The 8 views of a sample are asked for in a row, and decoding costs far more than turning.
+        self._latest: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples) * (VIEWS if self.augment else 1)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if not self.augment:
+            return self._read(index)
+        latest = self._latest  # one look, as other threads replace it
+        if latest is None or latest[0] != index // VIEWS:
+            latest = self._latest = index // VIEWS, self._read(index // VIEWS)
+        return _view(latest[1], index % VIEWS)
+
+    def _read(self, index: int) -> torch.Tensor:
+        return self.geometry.read(self.samples[index].path)
+
+
+def _view(image: torch.Tensor, element: int) -> torch.Tensor:
+    """Return (C, S, S) under one of the 8 symmetries of the square; element 0 is the identity."""
+    turned = torch.rot90(image, element % 4, (1, 2))
+    return turned.flip(2) if element >= 4 else turned
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefetchLoader:
+    """Batches (B, 3, H, W) uint8 of a data set in its order, decoded ahead by threads; the last may be smaller.
+
+    Pillow and numpy release the interpreter while they work, so that threads decode as fast as worker
+    processes and give the first batch in half the time. The error of a bad image arrives as it was raised,
+    after the whole batches before it. Leaving a loop early ends the threads.
+
+    Attributes:
+        batch_size: images per batch.
+        num_workers: decoding threads; 0 decodes in the calling thread.
+        pin_memory: batches lie in page-locked memory, for asynchronous copies to CUDA; ignored without CUDA.
+    """
+
+    dataset: ImageDataset
+    batch_size: int
+    num_workers: int
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        with closing(self._images()) as images:
+            while batch := list(islice(images, self.batch_size)):
+                yield self._stack(batch)
+
+    def _images(self) -> Iterator[torch.Tensor]:
+        indices = iter(range(len(self.dataset)))
+        if self.num_workers == 0:
+            yield from map(self.dataset.__getitem__, indices)
+            return
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
+        try:
+            # One batch ahead, so that it is whole when the model asks for it, and work for every thread.
+            n_ahead = self.batch_size + 2 * self.num_workers
+            ahead = deque(pool.submit(self.dataset.__getitem__, i) for i in islice(indices, n_ahead))
+            while ahead:
+                image = ahead.popleft().result()
+                ahead.extend(pool.submit(self.dataset.__getitem__, i) for i in islice(indices, 1))
+                yield image
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _stack(self, images: list[torch.Tensor]) -> torch.Tensor:
+        rows = [image.permute(1, 2, 0) for image in images]  # (H, W, 3), as they lie in memory
+        out = None
+        if self.pin_memory and torch.cuda.is_available():
+            out = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True)
+        return torch.stack(rows, out=out).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
+
+
+def image_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int, *, pin_memory: bool = False
+) -> PrefetchLoader:
+    """Return the batches (B, 3, H, W) uint8 of `dataset`, in order; see `PrefetchLoader`."""
+    return PrefetchLoader(dataset=dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)

@@ -1,0 +1,1 @@
+"""Images -> feature maps."""

@@ -1,0 +1,145 @@
+"""Images -> feature maps by a frozen backbone, or from a cache where they are known."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchcore.features.cache import FeatureCache
+from patchcore.features.extractor import FeatureExtractor, normalise
+from patchcore.system.environment import processor
+from patchcore.system.timing import StageTimer
+
+# The code that turns pixels into maps, besides timm's; a version number would not tell one commit from the next.
+_SOURCES = (
+    "features/extractor.py",
+    "features/folding.py",
+    "features/encoder.py",
+    "backbones/build.py",
+    "backbones/weights.py",
+    "backbones/efficientnet_lite0.py",
+)
+
+
+# Environment variables by which libraries choose kernels.
+_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
+
+
+class ImageFeatures:
+    """Images -> feature maps, by a frozen backbone, or from a cache where they are known."""
+
+    def __init__(self, extractor: FeatureExtractor, cache: FeatureCache | None = None) -> None:
+        self._extractor = extractor
+        self._cache = cache
+        self._network: bytes | None = None
+
+    def __call__(self, images: Tensor, timer: StageTimer, *, cached: bool = True) -> list[Tensor]:
+        """Feature maps, without gradient.
+
+        A batch of which one image is not known passes through the backbone as a whole, as it would without a cache:
+        some devices round differently in batches of another size.
+
+        Args:
+            images: (B, 3, H, W) uint8 on any device.
+            timer: told the time of the stages `backbone` and, with a cache, `cache`.
+            cached: False for images that will not come again.
+
+        Returns:
+            (B, C, h, w) float32 per layer on the backbone's device, with channels first or last in memory.
+        """
+        if self._cache is None or not cached:
+            return self._extract(images, timer)
+        with timer("cache"):
+            names = self._names(images)
+            known = [[self._cache.read(name) for name in of_layer] for of_layer in names]
+            maps = [_batch(of_layer) for of_layer in known]
+            self._cache.count(len(images), found=None not in maps)
+            if None not in maps:
+                return [x.to(self._device, non_blocking=True) for x in maps]
+        maps = self._extract(images, timer)
+        with timer("cache"):
+            for of_layer, known_of_layer, x in zip(names, known, maps, strict=True):
+                channels_last = not x.is_contiguous()
+                stored = (x.permute(0, 2, 3, 1) if channels_last else x).cpu().numpy()
+                for name, already, one in zip(of_layer, known_of_layer, stored, strict=True):
+                    if already is None:
+                        self._cache.write(name, one, channels_last)
+        return maps
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._extractor.parameters()).device
+
+    @torch.no_grad()
+    def _extract(self, images: Tensor, timer: StageTimer) -> list[Tensor]:
+        with timer("backbone"):
+            maps = self._extractor(normalise(images.to(self._device, non_blocking=True)))
+            return [_in_one_of_two_orders(x) for x in maps.values()]
+
+    def _names(self, images: Tensor) -> list[list[str]]:
+        """The names of the maps: for each layer, for each image."""
+        if self._network is None:
+            self._network = _identity(self._extractor)
+        batch = images.cpu().contiguous().numpy()
+        conditions = f"{batch.shape} {torch.get_num_threads()}".encode()
+        pixels = [hashlib.blake2b(image, digest_size=32).digest() for image in batch]
+
+        def name(layer: str, image: bytes) -> str:
+            parts = (self._network, conditions, layer.encode(), image)
+            return hashlib.blake2b(b"|".join(parts), digest_size=20).hexdigest()
+
+        return [[name(layer, image) for image in pixels] for layer in self._extractor.layers]
+
+
+def _identity(extractor: FeatureExtractor) -> bytes:
+    """A hash of the network, its structure and its tensors, and of what else its digits may depend on."""
+    device = next(extractor.parameters()).device
+    if device.type == "cuda":
+        hardware = f"{torch.cuda.get_device_name(device)} cudnn {torch.backends.cudnn.version()}"
+    else:
+        hardware = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
+    software = [f"{name} {version(name)}" for name in ("torch", "torchvision", "timm")]
+    conditions = [extractor.name, extractor.precision, *software, hardware, *_switches(), repr(extractor.module)]
+    # SHA-256, since processors compute it in hardware: 0.25 s for the 263 MiB of WideResNet50.
+    digest = hashlib.sha256("\n".join(conditions).encode())
+    for source in _SOURCES:
+        digest.update((Path(__file__).parents[1] / source).read_bytes())
+    for name, tensor in extractor.module.state_dict().items():
+        digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _switches() -> list[str]:
+    """What else decides which kernels compute a map, and in which precision."""
+    backends = torch.backends
+    flags = {
+        "precision": torch.get_float32_matmul_precision(),
+        "cudnn": (backends.cudnn.allow_tf32, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "onednn": backends.mkldnn.enabled,
+        **{name: os.environ.get(name) for name in _VARIABLES},
+    }
+    return [f"{name} {value}" for name, value in flags.items()]
+
+
+def _in_one_of_two_orders(x: Tensor) -> Tensor:
+    """A (B, C, h, w) map, contiguous with channels first or last; what reads it may round differently by its order."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
+
+
+def _batch(maps: Sequence[tuple[NDArray[np.float32], bool] | None]) -> Tensor | None:
+    """The maps of the images of a batch as one (B, C, h, w) tensor; None unless all are there and alike."""
+    if any(one is None for one in maps) or len({(one[0].shape, one[1]) for one in maps}) != 1:
+        return None
+    stacked = torch.from_numpy(np.stack([one for one, _ in maps]))
+    return stacked.permute(0, 3, 1, 2) if maps[0][1] else stacked

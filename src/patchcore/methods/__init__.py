@@ -1,0 +1,1 @@
+"""The methods: PatchCore and FastFlow."""

@@ -1,0 +1,125 @@
+"""Exact nearest-neighbour search over the memory bank: pruned or flat on the CPU, FAISS or torch on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+TORCH_DISTANCES = 2**25  # distances that the torch search holds at once
+
+
+TORCH_CANDIDATES = 4  # further neighbours whose distances torch recomputes, in case rounding swapped some
+
+
+class Search(Protocol):
+    """Finds the nearest rows of a bank. Distances are squared L2, ascending."""
+
+    name: str
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        """(Q, D) float32 queries -> (Q, k) float32 squared distances on the device of the queries."""
+        ...
+
+
+class FaissSearch:
+    """FAISS's exact flat index in host memory."""
+
+    name = "faiss-cpu"
+
+    def __init__(self, bank: Tensor, num_workers: int | None) -> None:
+        import faiss
+
+        if num_workers is not None:
+            faiss.omp_set_num_threads(num_workers)
+        self._index = faiss.IndexFlatL2(bank.shape[1])
+        self._index.add(bank.cpu().numpy())
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        distances, _ = self._index.search(queries.cpu().numpy(), k)
+        return torch.from_numpy(distances).to(queries.device)
+
+
+class FaissGpuSearch:
+    """FAISS's exact flat index in GPU memory; it reads the queries where they are, without a copy."""
+
+    name = "faiss-gpu"
+
+    def __init__(self, bank: Tensor) -> None:
+        import faiss
+        import faiss.contrib.torch_utils
+
+        self._resources = faiss.StandardGpuResources()
+        config = faiss.GpuIndexFlatConfig()
+        config.device = bank.device.index or 0
+        self._index = faiss.GpuIndexFlatL2(self._resources, bank.shape[1], config)
+        self._index.add(bank)
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        with torch.cuda.device(queries.device):  # FAISS waits on the stream of the current device
+            distances, _ = self._index.search(queries.contiguous(), k)
+        return distances
+
+
+class TorchSearch:
+    """Exact search by matrix products on whichever device the bank is on."""
+
+    name = "torch"
+
+    def __init__(self, bank: Tensor) -> None:
+        self._bank = bank
+        self._norms = bank.square().sum(dim=1)
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        # The product form loses digits where a distance is small beside the norms: it preselects, no more.
+        candidates = min(k + TORCH_CANDIDATES, len(self._bank))
+        parts = []
+        for part in queries.to(self._bank.device).split(max(1, TORCH_DISTANCES // len(self._bank))):
+            product = torch.addmm(self._norms[None], part, self._bank.T, alpha=-2)  # less the queries' norms
+            nearest = product.topk(candidates, dim=1, largest=False).indices  # (q, candidates)
+            exact = [(part - self._bank[column]).square().sum(dim=1) for column in nearest.T]
+            parts.append(torch.stack(exact, dim=1).sort(dim=1).values[:, :k])
+        return torch.cat(parts).to(queries.device)
+
+
+class ShardedSearch:
+    """A bank cut into parts, each searched on a device of its own; the nearest among all parts' are the nearest."""
+
+    def __init__(self, shards: Sequence[tuple[torch.device, int, Search]]) -> None:
+        self._shards = shards
+        self.name = f"{len(shards)} x {shards[0][2].name}"
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        found = [search(queries.to(device), min(k, rows)) for device, rows, search in self._shards]
+        nearest = torch.cat([distances.to(queries.device) for distances in found], dim=1)
+        return nearest.sort(dim=1).values[:, :k]
+
+
+def faiss_installed() -> bool:
+    """Whether FAISS can be imported here."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def faiss_reaches_gpu() -> bool:
+    """Whether FAISS is installed, was built for CUDA, and sees a device."""
+    if not faiss_installed():
+        return False
+    import faiss
+
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def spread(bank: Tensor, devices: Sequence[torch.device], make: Callable[[Tensor], Search]) -> Search:
+    """The search over a bank on one device, or over its parts on several."""
+    parts = bank.tensor_split(min(len(devices), len(bank)))
+    shards = [
+        (device, len(part), make(part.to(device).contiguous()))
+        for device, part in zip(devices, parts, strict=False)  # fewer rows than devices leave some without work
+    ]
+    return shards[0][2] if len(shards) == 1 else ShardedSearch(shards)
