@@ -1,14 +1,17 @@
 # make demo: everything from nothing to a table and heat maps. make test: lint and tests. Both make the .venv first.
+# make test-oldest: the tests with the oldest Python and packages that pyproject.toml allows, in a .venv-oldest.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST_PYTHON ?= python3.10
+OLDEST := .venv-oldest
 LITE0 := -b efficientnet_lite0 -le blocks.2 -le blocks.4
 DEMO_IMAGES := dataset --resize 256 --imagesize 224 -d metal_plate -d bracket_white -d bracket_brown -d bracket_black \
     mpdd demo/synthetic_mpdd
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-oldest lint bench clean
 
 install: $(INSTALLED)
 
@@ -38,6 +41,19 @@ test: install lint
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest
+
+# faiss-gpu needs CUDA 12.6, PyPI's torch 2.6 brings 12.4: FAISS for the CPU takes its place.
+$(OLDEST)/.installed: pyproject.toml
+	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	printf "faiss-gpu; sys_platform == 'never'\n" > $(OLDEST)/overrides.txt
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
+	    --overrides $(OLDEST)/overrides.txt --editable '.[offline,dev]' 'faiss-cpu>=1.14'
+	touch $@
 
 # DATAPATH=FOLDER takes the images of a data set with the category metal_plate instead of drawn ones.
 bench: install
@@ -45,4 +61,4 @@ bench: install
 	$(BIN)/python -m benchmarks $(if $(DATAPATH),--data '$(DATAPATH)') --output docs/performance.md
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(OLDEST) demo

@@ -12,10 +12,11 @@ from torch import Tensor
 from benchmarks.machine import Floors
 from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.layout import scan_category
-from patchcore.datasets.loader import ImageDataset
+from patchcore.datasets.loader import VIEWS, ImageDataset
+from patchcore.features.workspace import Workspace
 from patchcore.methods.patchcore.config import PatchCoreConfig
 from patchcore.methods.patchcore.coreset import approx_initial_distances, greedy_order, project
-from patchcore.methods.patchcore.detector import PatchEmbedder, load_embedders
+from patchcore.methods.patchcore.detector import Member, PatchCore
 from patchcore.synthetic.generate import generate, render
 from patchcore.system.timing import StageTimer
 
@@ -24,8 +25,7 @@ GRID = 28 * 28  # patches of an image at that size
 FRACTION = 0.1
 BATCH = 8
 CATEGORY = "metal_plate"
-VIEWS = 8  # of the square's symmetry group
-LITE0 = PatchCoreConfig(backbones=("efficientnet_lite0",), layers=(("blocks.2", "blocks.4"),))
+LITE0 = PatchCoreConfig(backbones=("efficientnet_lite0",), layers=(("blocks.2", "blocks.4"),), fraction=FRACTION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +100,25 @@ class Inputs:
         return torch.stack([views[i % len(samples) * VIEWS + i // len(samples)] for i in range(count)])
 
     @cached_property
-    def embedder(self) -> PatchEmbedder:
+    def workspace(self) -> Workspace:
+        """The networks, each loaded once."""
+        return Workspace([self.settings.device], checksums=False)
+
+    def detector(self, config: PatchCoreConfig) -> PatchCore:
+        """A detector that is not fitted yet."""
+        size = {"resize": GEOMETRY.resize, "imagesize": GEOMETRY.imagesize}
+        return PatchCore(config, workspace=self.workspace, **size)
+
+    @cached_property
+    def _member(self) -> Member:
         """EfficientNet-Lite0 with its ImageNet weights, which need no download."""
-        return load_embedders(LITE0, GEOMETRY.imagesize, [self.settings.device])[0]
+        return self.detector(LITE0).members[0]
 
     def _embed(self, images: Tensor) -> Tensor:
         timer = StageTimer(self.settings.device)
         out: Tensor | None = None
         for start in range(0, len(images), BATCH):
-            patches = self.embedder(images[start : start + BATCH], timer).flatten(0, 2)
+            patches = self._member.embed(images[start : start + BATCH], timer).flatten(0, 2)
             if out is None:
                 out = patches.new_empty(len(images) * GRID, patches.shape[1])
             out[start * GRID : start * GRID + len(patches)] = patches

@@ -9,7 +9,7 @@ from benchmarks.inputs import CATEGORY, Inputs
 from benchmarks.measure import Report, Table, at_least, at_most
 from benchmarks.processes import BIN, Ended, run_python
 from benchmarks.report import mib, seconds
-from patchcore.results.run_folder import read_results
+from patchcore.results.tables import read_results
 from patchcore.synthetic.generate import generate
 
 # The original implementation's run of the main job on metal_plate, as quoted in the task; not measured here.

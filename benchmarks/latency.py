@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,36 +11,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.inputs import BATCH, FRACTION, GEOMETRY, LITE0, Inputs
 from benchmarks.measure import Report, Table, at_least, timed
 from benchmarks.report import seconds
-from patchcore.config import TrainedOn
-from patchcore.features.extractor import normalise
-from patchcore.methods.patchcore.config import PatchCoreConfig, SamplerConfig
-from patchcore.methods.patchcore.detector import PatchCore, PatchEmbedder, load_embedders
-from patchcore.methods.patchcore.memory_bank import MemoryBank
+from patchcore.methods.detector import TrainingImages
+from patchcore.methods.patchcore.config import PatchCoreConfig
+from patchcore.methods.patchcore.detector import PatchCore
+from patchcore.methods.stored_model import Training
 from patchcore.system.timing import StageTimer
 
-WIDE = PatchCoreConfig(backbones=("wideresnet50",), layers=(("layer2", "layer3"),), weights="random")
-TRAINED_ON = TrainedOn(resize=GEOMETRY.resize, imagesize=GEOMETRY.imagesize)
-SAMPLER = SamplerConfig(name="approx_greedy_coreset", fraction=FRACTION)
+WIDE = PatchCoreConfig(backbones=("wideresnet50",), layers=(("layer2", "layer3"),), weights="random", fraction=FRACTION)
 GPU_BATCH, QUICK_BATCH = 64, 2
 STAGES = ("backbone", "embedding", "search", "maps")
 
 
-def fitted(inputs: Inputs, config: PatchCoreConfig, embedder: PatchEmbedder, images: int) -> PatchCore:
+def fitted(inputs: Inputs, config: PatchCoreConfig, images: int) -> PatchCore:
     """A detector with the coreset of so many training images as its bank."""
-    device = inputs.settings.device
-    detector = PatchCore([embedder], config, SAMPLER, TRAINED_ON)
-    if config is LITE0:
-        detector.banks_ = [MemoryBank(inputs.bank(images), on_gpu=device.type == "cuda")]
-        return detector
-    batches = inputs.images(images).split(BATCH)
-    return detector.fit(batches, images, torch.Generator().manual_seed(0), StageTimer(device))
+    detector = inputs.detector(config)
+    if config.backbones != LITE0.backbones:
+        return detector.fit_batches(TrainingImages(batches=inputs.images(images).split(BATCH), count=images))
+    detector.members[0].remember(inputs.bank(images), config)
+    detector.training = Training(images=images)
+    return detector
 
 
-def operations(embedder: PatchEmbedder) -> float:
+def operations(inputs: Inputs, config: PatchCoreConfig) -> float:
     """Multiplications and additions of the backbone for an image, up to the last layer that is needed."""
-    image = normalise(torch.zeros(1, 3, GEOMETRY.imagesize, GEOMETRY.imagesize, dtype=torch.uint8))
+    [encoder] = inputs.detector(config).encoders
+    image = torch.zeros(1, 3, GEOMETRY.imagesize, GEOMETRY.imagesize, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
-        embedder.extractor(image.to(embedder.device))
+        encoder(image, StageTimer(inputs.settings.device))
     return counter.get_total_flops()
 
 
@@ -48,32 +47,31 @@ def run(inputs: Inputs) -> Report:
     on_gpu = settings.device.type == "cuda"
     warm, calls, batches = (1, 2, 1) if settings.quick else (5, 100, 10 if on_gpu else 4)
     batch = QUICK_BATCH if settings.quick else GPU_BATCH if on_gpu else BATCH
-    wide = PatchCoreConfig(**{**vars(WIDE), "faiss_on_gpu": on_gpu})
-    lite = inputs.embedder
-    cases = [("EfficientNet-Lite0", LITE0, lite, images) for images in sorted({settings.sizes[0], settings.sizes[-1]})]
+    lite, wide = (replace(config, faiss_on_gpu=on_gpu) for config in (LITE0, WIDE))
+    cases = [("EfficientNet-Lite0", lite, images) for images in sorted({settings.sizes[0], settings.sizes[-1]})]
     if not settings.quick:
-        [embedder] = load_embedders(wide, GEOMETRY.imagesize, [settings.device])
-        cases.append(("WideResNet50", wide, embedder, settings.sizes[-1 if on_gpu else 0]))
+        cases.append(("WideResNet50", wide, settings.sizes[-1 if on_gpu else 0]))
     pictures = inputs.images(min(batch, BATCH), test=True)
     latencies, throughputs, targets = [], [], []
-    for name, config, embedder, images in cases:
-        detector = fitted(inputs, config, embedder, images)
-        case = f"{name}, 224 px, bank {len(detector.banks_[0]):,}"
+    for name, config, images in cases:
+        detector = fitted(inputs, config, images)
+        case = f"{name}, 224 px, bank {detector.costs()['bank_patches']:,}"
         idle = StageTimer(settings.device)
 
         ones = [pictures[i % len(pictures)][None] for i in range(warm + calls)]
-        times = [timed(lambda one=one, d=detector, t=idle: d.predict([one], t), settings.device)[1] for one in ones]
+        predict = detector.predict_batches
+        times = [timed(lambda one=one, t=idle, p=predict: p([one], t), settings.device)[1] for one in ones]
         p50, p95 = np.percentile(times[warm:], [50, 95])
         latencies.append((case, seconds(p50), seconds(p95), f"{calls}"))
 
         many = pictures.repeat(batch // len(pictures), 1, 1, 1)
         many = [many.pin_memory() if on_gpu else many] * batches
-        detector.predict(many[:1], idle)
+        predict(many[:1], idle)
         timer = StageTimer(settings.device)
-        _, spent = timed(lambda d=detector, m=many, t=timer: d.predict(m, t), settings.device)
+        _, spent = timed(lambda m=many, t=timer, p=predict: p(m, t), settings.device)
         rate = batches * batch / spent
         stages = timer.seconds()
-        flop = operations(embedder)
+        flop = operations(inputs, config)
         reached = flop * batches * batch / stages["backbone"] / inputs.floors.operations["float32"]
         throughputs.append(
             (

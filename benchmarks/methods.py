@@ -12,7 +12,7 @@ from benchmarks.measure import Report, Table, at_least
 from benchmarks.processes import BIN, run_python
 from benchmarks.report import mib, seconds
 from patchcore.methods.fastflow.record import LOG_FILE
-from patchcore.results.run_folder import read_results
+from patchcore.results.tables import read_results
 
 EPOCHS, QUICK_EPOCHS, GPU_EPOCHS = 5, 1, 20
 

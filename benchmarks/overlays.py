@@ -1,4 +1,4 @@
-"""Overlays: a plotting library's figure of three panels, against array operations and a font."""
+"""Overlays: a figure of three panels by a plotting library, against array operations and a font."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.measure import Report, Work, at_least, compare
 from benchmarks.metrics import drawn_maps
 from patchcore.pictures import png
 from patchcore.pictures.heat import HeatScale
-from patchcore.pictures.overlay import overlay
+from patchcore.pictures.overlay import draw_overlay
 
 COUNT, QUICK_COUNT = 24, 2
 
 
 def by_matplotlib(pictures: NDArray, masks: NDArray, maps: NDArray, scale: HeatScale) -> list[bytes]:
-    """Image, mask and heat map side by side under a title, as PNG; a figure per image."""
+    """Draw image, mask and heat map side by side under a title, as PNG; a figure per image."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,10 +45,10 @@ def by_matplotlib(pictures: NDArray, masks: NDArray, maps: NDArray, scale: HeatS
 
 
 def ours(pictures: NDArray, masks: NDArray, maps: NDArray, scale: HeatScale) -> list[bytes]:
-    """The same by the package, in one thread; a run draws on all cores."""
+    """Draw the same with the package, in one thread; a run draws on all cores."""
     files = []
     for index, (picture, mask, heat) in enumerate(zip(pictures, masks, maps, strict=True)):
-        sheet = overlay(Image.fromarray(picture), mask, heat, scale=scale, title=f"image {index}")
+        sheet = draw_overlay(Image.fromarray(picture), mask, heat, scale=scale, heading=f"image {index}")
         files.append(png.encode(sheet))
     return files
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Evaluate stored PatchCore models on good and defective images of parts; see --help."""
 
-from patchcore.cli.patchcore import load_and_evaluate_patchcore
-from patchcore.cli.run import run_script
+from patchcore.cli.scripts import load_and_evaluate_patchcore
 
 if __name__ == "__main__":
-    run_script(load_and_evaluate_patchcore, "load_and_evaluate_patchcore.py")
+    load_and_evaluate_patchcore()

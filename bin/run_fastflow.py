@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Train FastFlow on good images of parts and evaluate it; see --help."""
 
-from patchcore.cli.fastflow import run_fastflow
-from patchcore.cli.run import run_script
+from patchcore.cli.scripts import run_fastflow
 
 if __name__ == "__main__":
-    run_script(run_fastflow, "run_fastflow.py")
+    run_fastflow()

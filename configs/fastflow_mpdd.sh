@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The FastFlow recipes. Sourced, not run.
 METHOD=fastflow
 OPTIONS_NAME=FASTFLOW_OPTIONS
@@ -28,17 +29,8 @@ recipe() {
     esac
 }
 
-# Trains and evaluates a recipe. Interrupted and started again, it goes on where it was.
+# Trains and evaluates a recipe.
 train() {
     recipe "$1"
-    local folder=$RESULTS/$LOG_PROJECT/$GROUP
-    if complete "$folder" && [ -d "$folder/models" ]; then
-        echo "== $GROUP: complete, skipped"
-        return
-    fi
-    echo "== $GROUP"
-    "$PYTHON" "$ROOT/bin/run_fastflow.py" "${GPU_FLAGS[@]}" --seed 0 --resume --save_model --save_segmentation_images \
-        --save_anomaly_scores --log_group "$GROUP" --log_project "$LOG_PROJECT" "$RESULTS" \
-        fastflow "${FLOW[@]}" "${METHOD_OPTIONS[@]}" \
-        dataset "${GEOMETRY[@]}" "${DATASET_OPTIONS[@]}" "${DATASET_FLAGS[@]}" mpdd "$DATAPATH"
+    run_study run_fastflow.py "$GROUP" --seed 0 --save_model -- fastflow "${FLOW[@]}" "${METHOD_OPTIONS[@]}" -- "${GEOMETRY[@]}"
 }

@@ -1,4 +1,5 @@
-# Shared by the sample_*.sh scripts: settings from the environment, and what is done already. Sourced, not run.
+# shellcheck shell=bash
+# Shared by the sample_*.sh scripts: settings from the environment, training and evaluation. Sourced, not run.
 # Reads METHOD, the name of the method's stage, and OPTIONS_NAME, the variable that holds more options for it.
 
 usage() {
@@ -44,48 +45,34 @@ for dataset in "${DATASETS[@]}"; do DATASET_FLAGS+=(-d "$dataset"); done
 GPU_FLAGS=()
 for gpu in "${GPUS[@]}"; do GPU_FLAGS+=(--gpu "$gpu"); done
 
-# Whether a run's results.csv holds a row of every data set. A run writes each row once the category is whole.
-complete() {
-    local dataset
-    for dataset in "${DATASETS[@]}"; do
-        grep -qs "^mpdd_$dataset," "$1/results.csv" || return 1
-    done
-}
-
-# Moves what an interrupted run left out of the way, so that the next run gets the group's own name.
-set_aside() {
-    [ -e "$1" ] || return 0
-    local number=0
-    while [ -e "$1.incomplete$number" ]; do number=$((number + 1)); done
-    echo "$1 is incomplete: moved to $1.incomplete$number"
-    mv "$1" "$1.incomplete$number"
-}
-
-# Evaluates the stored models of a group with a script of bin/, into GROUP_evaluation: evaluate_group SCRIPT GROUP and
-# the options of the run and of the dataset stage, parted by --.
-evaluate_group() {
-    local script=$1 group=$2 run=() dataset models=()
+# Runs a script of bin/ on the data sets: run_study SCRIPT GROUP, then options of the run, -- and the stages before
+# the dataset stage, -- and the options of that. --resume skips what is finished and says so.
+run_study() {
+    local script=$1 group=$2 run=() stages=()
     shift 2
     while [ "$1" != -- ]; do run+=("$1") && shift; done
     shift
+    while [ "$1" != -- ]; do stages+=("$1") && shift; done
+    shift
+    echo "== $group"
+    "$PYTHON" "$ROOT/bin/$script" "${GPU_FLAGS[@]}" "${run[@]}" --resume --save_segmentation_images --save_anomaly_scores \
+        --log_group "$group" --log_project "$LOG_PROJECT" "$RESULTS" "${stages[@]}" \
+        dataset "$@" "${DATASET_OPTIONS[@]}" "${DATASET_FLAGS[@]}" mpdd "$DATAPATH"
+}
+
+# Evaluates the stored models of a group with a script of bin/, into GROUP_evaluation: evaluate_group SCRIPT GROUP SEED
+# and the options of the dataset stage.
+evaluate_group() {
+    local script=$1 group=$2 seed=$3 dataset models=()
+    shift 3
     local stored=$RESULTS/$LOG_PROJECT/$group/models
-    local folder=$RESULTS/$LOG_PROJECT/${group}_evaluation
     if [ ! -d "$stored" ]; then
         echo "== $group: no models in $stored, skipped"
         return
     fi
     FOUND=$((FOUND + 1))
-    if complete "$folder"; then
-        echo "== $group: evaluated before, skipped"
-        return
-    fi
-    set_aside "$folder"
     for dataset in "${DATASETS[@]}"; do models+=(-p "$stored/mpdd_$dataset"); done
-    echo "== $group"
-    "$PYTHON" "$ROOT/bin/$script" "${GPU_FLAGS[@]}" "${run[@]}" --save_segmentation_images --save_anomaly_scores \
-        --log_group "${group}_evaluation" --log_project "$LOG_PROJECT" "$RESULTS" \
-        "${METHOD}_loader" "${models[@]}" "${METHOD_OPTIONS[@]}" \
-        dataset "$@" "${DATASET_OPTIONS[@]}" "${DATASET_FLAGS[@]}" mpdd "$DATAPATH"
+    run_study "$script" "${group}_evaluation" --seed "$seed" -- "${METHOD}_loader" "${models[@]}" "${METHOD_OPTIONS[@]}" -- "$@"
 }
 FOUND=0
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The study's four PatchCore variants. Sourced, not run.
 METHOD=patch_core
 OPTIONS_NAME=PATCH_CORE_OPTIONS

@@ -8,6 +8,14 @@ from pathlib import Path
 import click
 import pytest
 
+from patchcore.cli.commands import evaluation_command, training_command
+from patchcore.methods import METHODS
+
+run_patchcore = training_command(METHODS["patchcore"])
+load_and_evaluate_patchcore = evaluation_command(METHODS["patchcore"])
+run_fastflow = training_command(METHODS["fastflow"])
+load_and_evaluate_fastflow = evaluation_command(METHODS["fastflow"])
+
 LITE0 = ("-b", "efficientnet_lite0", "-le", "blocks.2", "-le", "blocks.4")
 
 

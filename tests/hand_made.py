@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from patchcore.metrics import RankedPairs, auroc, image_metrics
-from patchcore.results import run_folder
+from patchcore.pictures.heat import HeatScale
+from patchcore.pictures.overlay import save_overlay
+from patchcore.results.columns import DEFECTIVE_PIXEL_AUROC, DEFECTS_CAUGHT, IMAGE_AUROC, IMAGES, METRICS
+from patchcore.results.config_file import write_yaml
+from patchcore.results.run_folder import RunFolder
+from patchcore.results.scores import write_pixel_pairs
+from patchcore.results.tables import write_csv, write_defect_types, write_results
 
-PATCH_CORE = {"backbones": ["efficientnet_lite0"], "layers": [["blocks.2"]], "num_nn": 1, "faiss_on_gpu": False}
-FASTFLOW = {"backbone": "resnet18", "steps": 8, "hidden_ratio": 1.0, "class_specific": False, "tile": None}
+BANK = "Bank net, 10 %"
+BANK_SETTINGS = {"backbones": ["net"], "layers": [["blocks.2"]], "num_nn": 1, "fraction": 0.1}
+FLOW = "Flow net"
 ENVIRONMENT = {"processor": "test processor", "threads": "1", "gpus": "none"}
 GOOD, DEFECTIVE = 8, 12
 
@@ -36,19 +43,22 @@ def write_run(
     fingerprint: str = "a1",
     data: str = "data",
     scores: bool = True,
+    pictures: bool = False,
     costs: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a finished run; `config` replaces whole sections of `config.yaml`, None removes one."""
     labels = np.arange(GOOD + DEFECTIVE) >= GOOD
     defects = ["good"] * GOOD + ["scratches"] * (DEFECTIVE // 2) + ["rust"] * (DEFECTIVE // 2)
-    rows, types = {}, []
+    rows: dict[str, dict[str, float]] = {}
+    types: dict[str, dict[str, dict[str, float]]] = {}
+    run = RunFolder(folder)
     for number, category in enumerate(categories):
         row = f"mpdd_{category}"
         values = drawn_scores(quality, 100 * seed + number)
         metrics = image_metrics(values, labels)
         threshold = float(values[:GOOD].max())
         rows[row] = {
-            **{name: 0.5 for name, _ in run_folder.METRICS},
+            **dict.fromkeys(METRICS, 0.5),
             "instance_auroc": metrics.auroc,
             "image_ap": metrics.ap,
             "image_f1max": metrics.f1max,
@@ -65,22 +75,23 @@ def write_run(
             "model_mib": 2.0,
             **(costs or {}),
         }
+        types[row] = {}
         for defect in ("rust", "scratches"):
             chosen = np.array([one in ("good", defect) for one in defects])
-            types.append(
-                {
-                    run_folder.ROW_NAMES: row,
-                    "defect_type": defect,
-                    "images": DEFECTIVE // 2,
-                    "instance_auroc": auroc(values[chosen], labels[chosen]),
-                    "anomaly_pixel_auroc": 0.5,
-                    "defects_caught": math.nan,
-                }
-            )
+            types[row][defect] = {
+                IMAGES: DEFECTIVE // 2,
+                IMAGE_AUROC: auroc(values[chosen], labels[chosen]),
+                DEFECTIVE_PIXEL_AUROC: 0.5,
+                DEFECTS_CAUGHT: math.nan,
+            }
         if scores:
-            _write_scores(folder / "anomaly_scores", row, category, defects, values, labels)
+            _write_scores(run, row, _paths(category, defects), defects, values, labels)
+        if pictures:
+            _write_overlays(run, row, _paths(category, defects), values)
     content = {
+        "id": f"id of {folder.name}",
         "command": "by hand",
+        "method": {"name": "bank", "title": "Bank", "short_name": BANK},
         "run": {"seed": seed, "log_group": folder.name},
         "dataset": {
             "name": "mpdd",
@@ -90,30 +101,48 @@ def write_run(
             "imagesize": 224,
             "train_val_split": 0.8,
             "augment": False,
+            "reduced_decoding": False,
         },
-        "patch_core": PATCH_CORE,
-        "sampler": {"name": "approx_greedy_coreset", "fraction": 0.1},
+        "settings": BANK_SETTINGS,
+        "execution": {"on_gpu": False},
         "test_set": {row: {"images": len(labels), "fingerprint": f"{row}-{fingerprint}"} for row in rows},
         "environment": ENVIRONMENT,
         **(config or {}),
     }
-    run_folder.write_yaml(folder / "config.yaml", {name: section for name, section in content.items() if section})
-    run_folder.write_rows(folder / "defect_types.csv", types)
-    run_folder.write_results(folder / "results.csv", rows)
+    write_yaml(run.config, {name: section for name, section in content.items() if section is not None})
+    write_defect_types(run.defect_types, types)
+    write_results(run.results, rows)
     return folder
 
 
+def _paths(category: str, defects: list[str]) -> list[str]:
+    return [f"{category}/test/{defect}/{number:03}.png" for number, defect in enumerate(defects)]
+
+
 def _write_scores(
-    folder: Path, row: str, category: str, defects: list[str], values: np.ndarray, labels: np.ndarray
+    run: RunFolder, row: str, paths: list[str], defects: list[str], values: np.ndarray, labels: np.ndarray
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{row}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "defect_type", "label", "raw_score", "normalised_score", "decision_value", "rejected"])
-        for number, (defect, value, label) in enumerate(zip(defects, values, labels, strict=True)):
-            path = f"{category}/test/{defect}/{number:03}.png"
-            writer.writerow([path, defect, int(label), value, value, value, int(value > values[:GOOD].max())])
-    run_folder.write_pixel_pairs(folder / f"{row}_pixels.npz", pixel_pairs_of(values, labels))
+    columns = ["path", "defect_type", "label", "raw_score", "normalised_score", "decision_value", "rejected", "p_value"]
+    rejected = values > values[:GOOD].max()
+    cells = zip(paths, defects, labels.astype(int), values, values, values, rejected.astype(int), values, strict=True)
+    write_csv(run.scores(row), columns, cells)
+    write_pixel_pairs(run.pixel_pairs(row), pixel_pairs_of(values, labels))
+
+
+def _write_overlays(run: RunFolder, row: str, paths: list[str], values: np.ndarray) -> None:
+    (run.overlays / row).mkdir(parents=True)
+    picture, heat = Image.new("RGB", (64, 64), "grey"), np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    for path, value in zip(paths, values, strict=True):
+        save_overlay(
+            run.overlay(row, path, value),
+            picture,
+            heat > 0.9,
+            heat,
+            scale=HeatScale.of(heat[None]),
+            title=path,
+            score=value,
+            raw_score=value,
+        )
 
 
 def pixel_pairs_of(values: np.ndarray, labels: np.ndarray) -> RankedPairs:
@@ -122,18 +151,17 @@ def pixel_pairs_of(values: np.ndarray, labels: np.ndarray) -> RankedPairs:
     return RankedPairs(won=won, positives=np.ones(DEFECTIVE), negatives=np.ones(len(labels)))
 
 
-FASTFLOW_RUN = {"patch_core": None, "sampler": None, "fastflow": FASTFLOW}
+FLOW_RUN = {
+    "method": {"name": "flow", "title": "Flow", "short_name": FLOW},
+    "settings": {"backbone": "net", "steps": 8, "hidden_ratio": 1.0, "tile": None},
+}
 
 
-def stored(folder: str) -> dict[str, Any]:
-    """The sections of `config.yaml` of an evaluation of models in a folder."""
-    model = {"config": PATCH_CORE, "sampler": {"name": "approx_greedy_coreset", "fraction": 0.1}}
+def stored(run: str | None = None, folder: str = "elsewhere", **overrides: Any) -> dict[str, Any]:
+    """The sections of `config.yaml` of an evaluation of models from a run, or from a folder of unknown origin."""
     return {
-        "patch_core": None,
-        "sampler": None,
-        "patch_core_loader": {"paths": [folder], "num_nn": None, "weights_dir": "w"},
-        "models": {
-            "plate": {"folder": f"{folder}/plate", **model},
-            "bracket": {"folder": f"{folder}/bracket", **model},
-        },
+        "method": {"name": "bank", "title": "Bank", "short_name": f"{BANK}, stored"},
+        "settings": {**BANK_SETTINGS, **overrides},
+        "models": {name: {"folder": f"{folder}/{name}", "run": run} for name in ("plate", "bracket")},
+        "overrides": overrides,
     }

@@ -1,8 +1,10 @@
 """Backbones: names, weights and where they come from."""
 
+import hashlib
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import time
@@ -16,10 +18,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from patchcore.backbones import build, weights
-from patchcore.backbones.build import load_backbone
+from patchcore.backbones import weights
+from patchcore.backbones.build import checksum, load_backbone
 from patchcore.backbones.efficientnet_lite0 import EfficientNetLite0
 from patchcore.backbones.registry import BACKBONES, Entry, resolve_backbone
+from patchcore.features.extractor import FeatureExtractor
 from patchcore.types import PatchCoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,7 +89,7 @@ def test_every_name_is_a_model_with_published_weights(name):
     [
         ("wideresnet50", "wide_resnet50_2", "Wide_ResNet50_2_Weights.IMAGENET1K_V1", None),
         ("wideresnet50.seed-3", "wide_resnet50_2", "Wide_ResNet50_2_Weights.IMAGENET1K_V1", 3),
-        ("timm/resnet18", "resnet18", None, None),
+        ("timm/resnet18", "resnet18", "", None),
         ("timm/resnet18.a1_in1k", "resnet18", "a1_in1k", None),
         ("timm/resnet18.a1_in1k.seed-12", "resnet18", "a1_in1k", 12),
     ],
@@ -214,7 +217,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch):
 
 
 def test_lite0_without_its_package_names_it(monkeypatch):
-    monkeypatch.setattr(build, "_packaged_weights", lambda: None)
+    monkeypatch.setattr(weights, "_offline_package_file", lambda: None)
     with pytest.raises(PatchCoreError, match="install them with pip"):
         load_backbone("efficientnet_lite0")
 
@@ -227,7 +230,7 @@ def test_downloads_land_in_torchs_cache_and_are_found_there(monkeypatch, tmp_pat
     monkeypatch.undo()  # the real urlopen, which reads file:// too
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HF_ENDPOINT", tmp_path.as_uri())
-    monkeypatch.setattr(build, "_packaged_weights", lambda: None)
+    monkeypatch.setattr(weights, "_offline_package_file", lambda: None)
     backbone = load_backbone("efficientnet_lite0")
     assert states_equal(backbone.module, source)
     assert backbone.weights == "tf_efficientnet_lite0.in1k"
@@ -332,6 +335,58 @@ def test_damaged_files_are_named_and_run_no_code(kind, name, file, tmp_path):
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+# Checksums
+
+
+def test_the_checksum_is_that_of_the_values():
+    linear = torch.nn.Linear(2, 1).requires_grad_(False)
+    linear.weight[:] = torch.tensor([[1.0, 2.0]])
+    linear.bias[:] = 3.0
+    content = b"(1, 2) torch.float32" + struct.pack("<2f", 1, 2) + b"(1,) torch.float32" + struct.pack("<f", 3)
+    assert checksum(linear) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_checksum_is_the_same_wherever_the_weights_come_from(tmp_path, monkeypatch):
+    source = load_backbone("efficientnet_lite0.seed-7", weights="random")
+    save_file(source.module.state_dict(), tmp_path / "tf_efficientnet_lite0.in1k.safetensors")
+    loaded = load_backbone("efficientnet_lite0", weights_dir=tmp_path)
+    theirs = timm.create_model("tf_efficientnet_lite0")
+    theirs.load_state_dict(source.module.state_dict())
+    assert checksum(source.module) == checksum(loaded.module) == checksum(theirs)
+    assert len({checksum(source.module), checksum(load_backbone("efficientnet_lite0", weights="random").module)}) == 2
+
+
+def test_the_checksum_of_old_files_without_batch_counts(tmp_path):
+    source = load_backbone("densenet121", weights="random")
+    for module in source.module.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.num_batches_tracked.fill_(5)
+    state = {key: value for key, value in source.module.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "densenet121-a639ec97.pth")
+    assert checksum(load_backbone("densenet121", weights_dir=tmp_path).module) == checksum(source.module)
+
+
+def test_the_checksum_knows_nothing_of_folding_and_memory_formats():
+    backbone = load_backbone("efficientnet_lite0", weights="random")
+    before = checksum(backbone.module)
+    FeatureExtractor(backbone, ["blocks.2"])(torch.zeros(1, 3, 64, 64))
+    assert checksum(backbone.module) == before
+    assert checksum(backbone.module.to(memory_format=torch.channels_last)) == before
+
+
+@pytest.mark.parametrize("change", ["value", "shape", "dtype"])
+def test_the_checksum_changes_with_the_weights(change):
+    module = torch.nn.Linear(4, 3).requires_grad_(False)
+    before = checksum(module)
+    if change == "value":
+        module.weight[0, 0] += 1e-6
+    elif change == "shape":
+        module.weight = torch.nn.Parameter(module.weight.reshape(3, 2, 2))
+    else:
+        module.double()
+    assert checksum(module) != before
 
 
 def test_entries_are_data():

@@ -21,7 +21,7 @@ from benchmarks.metrics import drawn_maps, ours, with_sklearn
 from benchmarks.processes import run_python
 from benchmarks.search import exact_distances
 from golden import GOLDEN, needs_golden
-from patchcore.results.run_folder import write_results
+from patchcore.results.tables import write_results
 
 CPU = torch.device("cpu")
 COMPARED = ("embedding", "coreset", "search", "metrics", "overlays", "maps")

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from commands import LITE0, patchcore_args
-from patchcore.cli.patchcore import run_patchcore
-from patchcore.results.run_folder import read_results
+from commands import LITE0, patchcore_args, run_patchcore
+from patchcore.results.tables import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BIN = Path(__file__).resolve().parents[1] / "bin"
@@ -51,17 +49,33 @@ def row_of(folder):
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in BIN.glob("*.py")))
-def test_help_answers_in_under_a_second(script):
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+def test_help_answers_in_half_a_second(script):
     command = [sys.executable, BIN / script, "--help"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     seconds = []
-    for _ in range(3):  # the quickest counts: a busy machine is not the script's fault
-        begin = time.perf_counter()
+    for _ in range(3):  # processor time, and the least counts: a busy machine is not the script's fault
+        begin = processor_seconds()
         ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(processor_seconds() - begin)
         assert ended.returncode == 0
         assert "Usage:" in ended.stdout
-    assert min(seconds) < 1
+    assert min(seconds) < 0.5
+
+
+def processor_seconds():
+    """What the processes took that this one started and waited for."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("patch_core", "--help"), ("dataset", "--help")])
+def test_help_imports_neither_torch_nor_timm(arguments):
+    command = [sys.executable, "-X", "importtime", BIN / "run_patchcore.py", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "click" in imported
+    assert not {"torch", "timm", "faiss"} & imported
 
 
 def test_a_run_leaves_what_the_readme_names(run):
@@ -84,7 +98,7 @@ def test_a_run_leaves_what_the_readme_names(run):
     assert header.startswith("Row Names,instance_auroc,full_pixel_auroc,anomaly_pixel_auroc,")
     assert [row.split(",")[0] for row in rows] == ["mpdd_metal_plate", "mpdd_bracket_white", "Mean"]
     model = folder / "models" / "mpdd_metal_plate"
-    assert {path.name for path in model.iterdir()} == {"nnscorer_search_index.faiss", "patchcore_params.json"}
+    assert {path.name for path in model.iterdir()} == {"nnscorer_search_index.faiss", "model.json"}
     pictures = [path.name for path in (folder / "segmentation_images" / "mpdd_metal_plate").iterdir()]
     entries = scores_of(folder)
     expected = {
@@ -95,7 +109,8 @@ def test_a_run_leaves_what_the_readme_names(run):
     assert set(pictures) == expected
     assert len(entries) == 3 + 4 * 2
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    assert settings["sampler"] == {"name": "approx_greedy_coreset", "fraction": 0.1}
+    assert settings["settings"]["sampler"] == "approx_greedy_coreset"
+    assert settings["settings"]["fraction"] == 0.1
     assert settings["environment"]["torch"]
     assert "trained in" in (folder / "run.log").read_text()
     assert "mpdd_metal_plate" in ended.out
@@ -227,16 +242,16 @@ def test_batches_and_workers_do_not_change_scores(run, setting):
 
 
 def test_batch_size_and_workers_reach_the_loader(run, monkeypatch):
-    from patchcore import experiment
+    from patchcore import category_run
 
     seen = []
-    real = experiment.image_loader
+    real = category_run.PrefetchLoader
 
-    def spy(dataset, batch_size, num_workers, **kwargs):
+    def spy(*, batch_size, num_workers, **settings):
         seen.append((batch_size, num_workers))
-        return real(dataset, batch_size, num_workers, **kwargs)
+        return real(batch_size=batch_size, num_workers=num_workers, **settings)
 
-    monkeypatch.setattr(experiment, "image_loader", spy)
+    monkeypatch.setattr(category_run, "PrefetchLoader", spy)
     run(dataset=(*PLATE, "--batch_size", "3", "--num_workers", "1"))
     assert set(seen) == {(3, 1)}
 
@@ -402,8 +417,35 @@ def test_one_good_image_each_and_only_good_test_images(run, tmp_path):
 
 def test_identity_says_that_a_share_has_no_effect(run):
     ended, folder = run(sampler=("-p", "0.1", "identity"))
-    assert "sampler identity keeps every patch: -p 0.1 has no effect" in ended.err
-    assert yaml.safe_load((folder / "config.yaml").read_text())["sampler"] == {"name": "identity", "fraction": 1.0}
+    assert "sampler identity keeps every patch: -p has no effect" in ended.err
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["settings"]
+    assert (settings["sampler"], settings["fraction"]) == ("identity", 1.0)
+    ended, _ = run(sampler=("identity",))
+    assert "has no effect" not in ended.err
+
+
+def test_a_folder_of_weights_is_refused_where_none_are_read_but_not_if_the_environment_names_it(run, monkeypatch):
+    ended, folder = run(patch_core=(*RANDOM, "--weights_dir", "x"))
+    assert ended.code == 2
+    assert "--weights_dir has no effect with --weights random" in ended.err
+    assert folder is None
+    monkeypatch.setenv("PATCHCORE_WEIGHTS", "x")
+    ended, _ = run()
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("where", ["option", "environment"])
+def test_weights_are_looked_for_in_weights_dir(run, tmp_path, monkeypatch, where):
+    path = tmp_path / "weights" / "tf_efficientnet_lite0.in1k.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"none")
+    option = ("--weights_dir", path.parent) if where == "option" else ()
+    if where == "environment":
+        monkeypatch.setenv("PATCHCORE_WEIGHTS", str(path.parent))
+    ended, folder = run(patch_core=(*LITE0, *option))
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].startswith(f"error: {path}: not the weights")
+    assert folder is None
 
 
 @pytest.mark.parametrize("stage", ["patch_core", "sampler", "dataset"])
@@ -448,16 +490,16 @@ def test_usage_errors_are_one_line(run):
 
 
 def test_an_interruption_ends_with_130_and_keeps_what_is_finished(run, monkeypatch, tmp_path):
-    from patchcore import experiment
+    from patchcore.category_run import CategoryRun
 
-    real = experiment._run_category
+    real = CategoryRun.run
 
-    def interrupted(run, dataset, method, category, folder):
-        if category.name == "bracket_white":
+    def interrupted(self):
+        if self.category.name == "bracket_white":
             raise KeyboardInterrupt
-        return real(run, dataset, method, category, folder)
+        return real(self)
 
-    monkeypatch.setattr(experiment, "_run_category", interrupted)
+    monkeypatch.setattr(CategoryRun, "run", interrupted)
     ended, folder = run(dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"))
     assert ended.code == 130
     assert "interrupted in bracket_white; finished: mpdd_metal_plate; --resume goes on from here" in ended.err
@@ -469,27 +511,27 @@ def test_an_interruption_ends_with_130_and_keeps_what_is_finished(run, monkeypat
 
 
 def test_a_resumed_run_does_what_is_missing(run, monkeypatch, tmp_path):
-    from patchcore import experiment
+    from patchcore.category_run import CategoryRun
 
-    real = experiment._write_overlays
+    real = CategoryRun._write_overlays
 
-    def killed(folder, predictions, pictures):
-        real(folder, predictions, pictures)
-        if "bracket" in folder.name:
+    def killed(self, *args):
+        real(self, *args)
+        if "bracket" in self.category.name:
             raise KeyboardInterrupt
 
     dataset = (*SMALL, "-d", "metal_plate", "-d", "bracket_white")
     saving = ("--save_segmentation_images", "--save_patchcore_model")
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_write_overlays", killed)
+        patch.setattr(CategoryRun, "_write_overlays", killed)
         ended, folder = run(run=saving, dataset=dataset)
     assert ended.code == 130
     assert (folder / "segmentation_images" / "mpdd_bracket_white").is_dir()  # in the way of the next
-    before = (folder / "models" / "mpdd_metal_plate" / "patchcore_params.json").stat().st_mtime_ns
+    before = (folder / "models" / "mpdd_metal_plate" / "model.json").stat().st_mtime_ns
     ended, folder = run(run=(*saving, "--resume"), dataset=dataset)
     assert ended.code == 0, ended.err
     assert list(read_results(folder / "results.csv")) == ["mpdd_metal_plate", "mpdd_bracket_white", "Mean"]
-    assert (folder / "models" / "mpdd_metal_plate" / "patchcore_params.json").stat().st_mtime_ns == before
+    assert (folder / "models" / "mpdd_metal_plate" / "model.json").stat().st_mtime_ns == before
     assert len(list((tmp_path / "project").iterdir())) == 1
     defect_types = (folder / "defect_types.csv").read_text()
     assert "mpdd_metal_plate" in defect_types
@@ -503,9 +545,22 @@ def test_resume_takes_the_newest_run_and_refuses_other_settings(run):
     ended, _ = run(run=("--resume",))
     assert ended.code == 0, ended.err
     assert (newest / "results.csv").exists()
+    ended, _ = run(  # what changes no result may be otherwise
+        run=("--resume", "--gpu", "1"),
+        patch_core=(*RANDOM, "--faiss_num_workers", "1"),
+        dataset=(*PLATE, "--num_workers", "1"),
+    )
+    assert ended.code == 0, ended.err
+    assert "finished before, skipped" in ended.err
     ended, _ = run(run=("--resume",), patch_core=(*RANDOM, "--patchsize", "5"))
     assert ended.code == 1
-    assert f"--resume: {newest} was begun with patch_core patchsize 3, now it is 5" in ended.err
+    assert f"--resume: {newest} was begun with settings patchsize 3, now it is 5" in ended.err
+    ended, _ = run(run=("--resume",), sampler=("-p", "0.2", "random"))
+    assert ended.code == 1
+    assert "settings sampler 'approx_greedy_coreset', now it is 'random'" in ended.err
+    ended, _ = run(run=("--resume",), dataset=("--resize", "128", "--imagesize", "96", "-d", "metal_plate"))
+    assert ended.code == 1
+    assert "dataset resize 96, now it is 128" in ended.err
     (newest / "config.yaml").write_text("{")
     ended, _ = run(run=("--resume",))
     assert ended.code == 1
@@ -516,7 +571,7 @@ def test_the_command_in_config_yaml_repeats_the_run(run, tmp_path):
     _, folder = run(run=("--save_anomaly_scores",))
     lines = (folder / "config.yaml").read_text().splitlines()
     assert lines[0].startswith("command: ")
-    assert lines[1].startswith("run:")  # one line, to be pasted
+    assert lines[1].startswith("id: ")  # one line, to be pasted
 
 
 def test_debug_shows_the_traceback(run):
@@ -525,10 +580,10 @@ def test_debug_shows_the_traceback(run):
 
 
 def test_results_appear_after_every_category(run, monkeypatch):
-    from patchcore.results import run_folder
+    from patchcore import experiment
 
     seen = []
-    real = run_folder.write_results
-    monkeypatch.setattr(run_folder, "write_results", lambda path, rows: (seen.append(list(rows)), real(path, rows)))
+    real = experiment.write_results
+    monkeypatch.setattr(experiment, "write_results", lambda path, rows: (seen.append(list(rows)), real(path, rows)))
     run(dataset=(*SMALL, "-d", "metal_plate", "-d", "bracket_white"))
     assert seen == [["mpdd_metal_plate"], ["mpdd_metal_plate", "mpdd_bracket_white"]]

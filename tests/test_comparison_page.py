@@ -1,56 +1,41 @@
-"""The HTML report of real runs: what is in the file, and how it behaves in a real Chromium."""
+"""The HTML report: what is in the file, and how it behaves in a real Chromium."""
 
 import html.parser
 import re
-import struct
-import zlib
 
 import numpy as np
 import pytest
 
 from browser import CHROMIUM, Browser
-from commands import LITE0, patchcore_args
-from hand_made import drawn_scores, write_run
+from hand_made import BANK_SETTINGS, FLOW_RUN, drawn_scores, write_run
 from patchcore.cli.compare import compare_results
-from patchcore.cli.fastflow import run_fastflow
-from patchcore.cli.patchcore import run_patchcore
 from patchcore.comparison.gallery import MOST, PICTURES, affordable, hardest
 from patchcore.comparison.plots import distribution, roc_points
+from patchcore.comparison.report import make_report
 from patchcore.comparison.runs import find_runs
 from patchcore.comparison.study import studies_of
+from patchcore.comparison.write import write_report
 
-KEEP = ("--save_segmentation_images", "--save_anomaly_scores")
-DATA = ("--resize", "96", "--imagesize", "96", "--train_val_split", "0.5", "-d", "metal_plate", "-d", "bracket_white")
+MARKUP = '<img src=x onerror=alert(1)> & " <script>'
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH (Debian: apt install chromium)"
 )
 
 
-def call(command, *args):
-    with pytest.raises(SystemExit) as ended:
-        command.main([str(arg) for arg in args], prog_name="script")
-    assert ended.value.code == 0
-
-
 @pytest.fixture(scope="module")
-def report(parts, tmp_path_factory):
-    """The report of two PatchCore variants and FastFlow over two seeds on two categories, and a run cut short."""
+def report(tmp_path_factory):
+    """The report of three contenders over two seeds on two categories, and a run cut short; names are full of HTML."""
     root = tmp_path_factory.mktemp("comparison")
     results = root / "results"
-    network = (*LITE0, "--weights", "random")
     for seed in (0, 1):
-        for share in ("0.1", "0.01"):
-            run = (*KEEP, "--seed", seed, "--log_group", f"share {share} <b>&{seed}")
-            sampler = ("-p", share, "approx_greedy_coreset")
-            call(
-                run_patchcore,
-                *patchcore_args(results, parts, run=run, patch_core=network, sampler=sampler, dataset=DATA),
-            )
-        flow = ("-b", "efficientnet_lite0", "--weights", "random", "--epochs", "1", "--steps", "2")
-        run = (*KEEP, "--seed", seed, "--log_group", f"flow{seed}")
-        call(run_fastflow, *run, results, "fastflow", *flow, "dataset", *DATA, "mpdd", parts)
-    (write_run(results / "cut") / "results.csv").unlink()
-    call(compare_results, results, "--output", root / "report")
+        for fraction in (0.1, 0.01):
+            method = {"name": "bank", "title": "Bank", "short_name": f"Bank {fraction} {MARKUP}"}
+            config = {"method": method, "settings": {**BANK_SETTINGS, "fraction": fraction}, "command": MARKUP}
+            name = f"bank {fraction} <b>&{seed}"
+            write_run(results / name, quality=1 + 10 * fraction, seed=seed, pictures=True, config=config)
+        write_run(results / f"flow{seed}", quality=1, seed=seed, pictures=True, config=FLOW_RUN)
+    (write_run(results / "cut <b>") / "results.csv").unlink()
+    write_report(make_report(results, None), root / "report")
     return root / "report" / "report.html"
 
 
@@ -84,7 +69,15 @@ def test_the_page_is_one_well_formed_file_that_fetches_nothing(report):
     addresses = [attributes[name] for _, attributes in page.tags for name in ("src", "href") if name in attributes]
     assert all(re.match(r"data:|#", address) for address in addresses)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert "<b>&" not in text  # the name of a group is text
+
+
+def test_no_name_becomes_html(report):
+    for text in (report.read_text(), report.with_suffix(".md").read_text()):
+        assert not re.search(r"<b>&|<img src=x|<b></|<script> *[,|<]", text)
+        assert "&lt;img src=x onerror=alert(1)&gt; &amp; " in text
+    tags = {tag for tag, _ in Page(report.read_text()).tags}
+    assert "b" in tags  # of the plots' captions
+    assert not [attributes for _, attributes in Page(report.read_text()).tags if "onerror" in attributes]
 
 
 def test_every_picture_says_what_it_shows(report):
@@ -99,17 +92,17 @@ def test_every_picture_says_what_it_shows(report):
 
 def test_the_gallery_shows_every_method_beside_image_and_mask(report):
     text = report.read_text()
-    cases = re.findall(r'<button type="button" class="case".*?</button>', text)
-    assert len(cases) == 2 * (3 + MOST)  # two categories of three good and more than `MOST` defective test images
+    cases = re.findall(r'<button type="button" class="case".*?</button>', text, re.DOTALL)
+    assert len(cases) == 2 * 2 * MOST  # two categories of more than `MOST` good and defective test images
     for case in cases:
         captions = re.findall(r'loading="lazy"><span>(.*?)</span>', case)
         assert captions[:2] == ["image", "ground truth"]
-        assert [caption.split()[0] for caption in captions[2:]] == ["FastFlow", "PatchCore", "PatchCore"]
+        assert [caption.split()[0] for caption in captions[2:]] == ["Bank", "Bank", "Flow"]
 
 
 def test_the_hardest_good_images_score_highest_and_the_hardest_defective_lowest(report):
     (run, *_), _ = find_runs(report.parents[1] / "results")
-    scores = run.scores["mpdd_metal_plate"]
+    scores = run.scores["mpdd_plate"]
     ranks = scores.scores.argsort().argsort()
     chosen = hardest(ranks, scores.labels, MOST)
     left = [i for i in range(len(ranks)) if scores.labels[i] and i not in chosen]
@@ -122,49 +115,35 @@ def test_many_categories_and_methods_show_fewer_images_each(tmp_path):
     for number in range(30):
         write_run(tmp_path / "few" / "run", categories=("plate",))
         categories = tuple(f"part{part}" for part in range(10))
-        sampler = {"name": "random", "fraction": (number + 1) / 100}
-        write_run(tmp_path / "many" / f"run{number}", categories=categories, scores=False, config={"sampler": sampler})
-    most = {name: affordable(studies_of(find_runs(tmp_path / name)[0], [])) for name in ("few", "many")}
+        config = {"settings": {**BANK_SETTINGS, "fraction": (number + 1) / 100}}
+        write_run(tmp_path / "many" / f"run{number}", categories=categories, scores=False, config=config)
+    most = {name: affordable(studies_of(find_runs(tmp_path / name)[0], {})) for name in ("few", "many")}
     assert most == {"few": MOST, "many": PICTURES // (10 * 2 * (2 + 30))}
 
 
-def with_sides(content, side):
-    """A PNG file that claims to be so many px wide and high."""
-    header = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
-    return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
-
-
-def with_a_nameless_chunk(content):
-    """A PNG file whose pixels go on in a chunk without a name."""
-    start = content.index(b"IDAT")
-    begin = content[start : start + 14]  # the name and ten bytes of pixels
-    return content[: start - 4] + struct.pack(">I", 10) + begin + struct.pack(">I", zlib.crc32(begin)) + bytes(100)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"no picture",
-        with_a_nameless_chunk,
-        lambda content: with_sides(content, 100_000),
-    ],
-    ids=["no PNG", "a nameless chunk", "a huge picture"],  # to Pillow OSError, SyntaxError, an error of its own
-)
-def test_a_damaged_or_missing_picture_is_named_and_left_out(damage, report, tmp_path, shell):
-    results = report.parents[1] / "results" / "project"
-    folder = tmp_path / "results" / "flow0"
-    for path in (results / "flow0").rglob("*.*"):
-        copy = folder / path.relative_to(results / "flow0")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    pictures = sorted((folder / "segmentation_images" / "mpdd_metal_plate").glob("*_good_*"))
-    pictures[0].write_bytes(damage(pictures[0].read_bytes()))
-    pictures[1].unlink()
+def test_a_damaged_or_missing_picture_is_named_and_left_out(tmp_path, shell):
+    folder = write_run(tmp_path / "results" / "run", categories=("plate",), pictures=True)
+    hardest_good = sorted((folder / "segmentation_images" / "mpdd_plate").glob("*_good_*"), key=score_in_name)[-2:]
+    hardest_good[0].write_bytes(b"no picture")
+    hardest_good[1].unlink()
     ended = shell(compare_results, tmp_path / "results", "--output", tmp_path / "report")
     assert ended.code == 0, ended.err
-    for number, reason in enumerate(("damaged", "missing")):
-        name = pictures[number].stem.rpartition("_score")[0]
+    for path, reason in zip(hardest_good, ("cannot read", "missing"), strict=True):
+        name = f"run/segmentation_images/mpdd_plate/{path.name}"
         assert any(name in line and reason in line for line in ended.out.splitlines())
+
+
+def score_in_name(path):
+    return float(path.stem.rpartition("_score")[2])
+
+
+def test_bytes_that_are_no_utf_8_are_escaped(tmp_path):
+    name = "Pr\udcffung"  # as Python reads a file name with the byte 0xff
+    config = {"command": name, "method": {"name": "bank", "title": "Bank", "short_name": name}}
+    write_run(tmp_path / "results" / "run", categories=("plate",), config=config)
+    write_report(make_report(tmp_path / "results", None), tmp_path / "report")
+    for file in ("report.html", "report.md", "tables/runs.csv"):
+        assert "Pr\\udcffung" in (tmp_path / "report" / file).read_text()
 
 
 def test_roc_corners_by_hand():

@@ -9,13 +9,15 @@ from statistics import mean, stdev
 
 import pytest
 
-from hand_made import FASTFLOW_RUN, write_run
+from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_fastflow, run_patchcore
+from hand_made import BANK, FLOW, FLOW_RUN, write_run
 from patchcore.cli.compare import compare_results
-from patchcore.results.run_folder import METRICS, read_results, read_rows
+from patchcore.results.columns import METRICS
+from patchcore.results.tables import read_defect_types, read_results
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "published_mpdd.json"
 TABLES = {"runs", "recommendations", "costs", "defect_types", "thresholds", "further_metrics", "differences"} | {
-    metric for metric, _ in METRICS[:3]
+    *list(METRICS)[:3]
 }
 
 
@@ -40,7 +42,7 @@ def two_methods(tmp_path):
     """Two methods over two seeds; returns the folder of results."""
     for seed in (0, 1):
         write_run(tmp_path / "results" / f"ten{seed}", seed=seed)
-        write_run(tmp_path / "results" / f"flow{seed}", seed=seed, quality=1, config=FASTFLOW_RUN)
+        write_run(tmp_path / "results" / f"flow{seed}", seed=seed, quality=1, config=FLOW_RUN)
     return tmp_path / "results"
 
 
@@ -56,7 +58,7 @@ def test_the_report_has_its_files(two_methods, compare, tmp_path):
 
 def test_every_number_comes_from_the_files_that_the_table_names(two_methods, compare):
     _, table = compare()
-    for metric, _ in METRICS[:3]:
+    for metric in list(METRICS)[:3]:
         rows = table(metric)
         assert len(rows) == 2 * 3  # methods times categories and average
         for row in rows:
@@ -71,18 +73,16 @@ def test_every_number_comes_from_the_files_that_the_table_names(two_methods, com
 def test_costs_defect_types_and_thresholds_come_from_the_runs(two_methods, compare):
     _, table = compare()
     costs = {row["method"]: row for row in table("costs")}
-    assert float(costs["FastFlow resnet18, 224 px"]["fit_seconds"]) == 1.0
-    assert float(costs["FastFlow resnet18, 224 px"]["search_ms_per_image"]) == 4.0
+    assert float(costs[FLOW]["fit_seconds"]) == 1.0
+    assert float(costs[FLOW]["search_ms_per_image"]) == 4.0
     rust = [
-        float(row["instance_auroc"])
+        read_defect_types(two_methods / run / "defect_types.csv")["mpdd_plate"]["rust"]["instance_auroc"]
         for run in ("ten0", "ten1")
-        for row in read_rows(two_methods / run / "defect_types.csv")
-        if (row["Row Names"], row["defect_type"]) == ("mpdd_plate", "rust")
     ]
     (found,) = [
         row
         for row in table("defect_types")
-        if (row["category"], row["defect_type"], row["method"][:9]) == ("plate", "rust", "PatchCore")
+        if (row["category"], row["defect_type"], row["method"]) == ("plate", "rust", BANK)
     ]
     assert float(found["instance_auroc"]) == pytest.approx(mean(rust))
     assert found["sources"] == "ten0/defect_types.csv; ten1/defect_types.csv"
@@ -131,10 +131,10 @@ def test_one_training_each_is_said(two_methods, compare, tmp_path):
     assert said not in (tmp_path / "report" / "report.md").read_text()
     shutil.rmtree(tmp_path / "results" / "flow1")
     compare()
-    assert f"FastFlow resnet18, 224 px: {said}" in (tmp_path / "report" / "report.md").read_text()
-    write_run(two_methods / "flow1", seed=1, categories=("plate",), config=FASTFLOW_RUN)
+    assert f"{FLOW}: {said}" in (tmp_path / "report" / "report.md").read_text()
+    write_run(two_methods / "flow1", seed=1, categories=("plate",), config=FLOW_RUN)
     compare()
-    assert f"FastFlow resnet18, 224 px: {said}" in (tmp_path / "report" / "report.md").read_text()
+    assert f"{FLOW}: {said}" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_tables_of_an_earlier_report_do_not_stay(two_methods, compare, tmp_path):
@@ -164,18 +164,18 @@ def reference(path, **methods):
 def test_published_values_stand_beside_the_runs_of_their_group(two_methods, compare, tmp_path):
     file = reference(
         tmp_path / "published.json",
-        PatchCore={"log_group": "ten?", "instance_auroc": {"plate": 0.9, "bracket": 0.8}},
+        Printed={"log_group": "ten?", "instance_auroc": {"plate": 0.9, "bracket": 0.8}},
         Other={"log_group": "elsewhere", "instance_auroc": {"plate": 0.7}},
     )
     ended, table = compare("--reference", file)
     assert ended.code == 0, ended.err
-    found = {row["category"]: row for row in table("instance_auroc") if row["method"].startswith("PatchCore")}
+    found = {row["category"]: row for row in table("instance_auroc") if row["method"] == BANK}
     for category, printed in (("plate", 0.9), ("bracket", 0.8), ("Average", 0.85)):
         assert float(found[category]["published"]) == pytest.approx(printed)
         gap = float(found[category]["mean"]) - printed
         assert float(found[category]["difference_to_published"]) == pytest.approx(gap)
         assert f"published {printed:.3f}, {gap:+.3f}" in ended.out
-    assert {row["published"] for row in table("instance_auroc") if row["method"].startswith("FastFlow")} == {"nan"}
+    assert {row["published"] for row in table("instance_auroc") if row["method"] == FLOW} == {"nan"}
     assert {(row["method"], row["category"], row["published"]) for row in table("published")} == {
         ("Other", "plate", "0.7"),
         ("Other", "bracket", "nan"),
@@ -198,6 +198,7 @@ def test_the_studys_numbers_ship_with_the_tool(compare, tmp_path):
 WRONG_REFERENCES = {
     "no file": None,
     "no JSON": "{",
+    "deep": "[" * 100_000,
     "no methods": '{"source": "x"}',
     "no group": '{"methods": {"A": {"instance_auroc": {"plate": 0.5}}}}',
     "percent": '{"methods": {"A": {"log_group": "g", "instance_auroc": {"plate": 98.6}}}}',
@@ -227,7 +228,7 @@ def test_what_is_left_out_is_said_everywhere(two_methods, compare, tmp_path):
 
 def test_without_scores_there_are_tables_but_no_best(tmp_path, compare):
     write_run(tmp_path / "results" / "a", quality=9, scores=False)
-    write_run(tmp_path / "results" / "b", quality=0, scores=False, config=FASTFLOW_RUN)
+    write_run(tmp_path / "results" / "b", quality=0, scores=False, config=FLOW_RUN)
     ended, table = compare()
     assert ended.code == 0, ended.err
     assert {row["verdict"] for row in table("instance_auroc")} == {"unclear"}
@@ -271,3 +272,38 @@ def test_usage_errors_and_help_are_those_of_the_other_scripts(shell):
 
 def test_debug_shows_the_traceback(shell, tmp_path):
     assert "Traceback" in shell(compare_results, tmp_path / "nowhere", "--debug").err
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_real_runs_leave_is_compared(shell, parts, tmp_path, compare):
+    """Both methods, an evaluation that repeats a training, and one that scores otherwise."""
+    keep = ("--save_segmentation_images", "--save_anomaly_scores", "--log_group")
+    size = ("--resize", 96, "--imagesize", 64, "--train_val_split", 0.5, "-d", "metal_plate")
+    network = (*LITE0, "--weights", "random")
+    run = ("--save_patchcore_model", *keep, "bank")
+    train = patchcore_args(tmp_path / "results", parts, run=run, patch_core=network, dataset=size)
+    flow = ("fastflow", "-b", "efficientnet_lite0", "--weights", "random", "--epochs", 1, "--steps", 1)
+    commands = [
+        (run_patchcore, *train),
+        (run_fastflow, *keep, "flow", tmp_path / "results", *flow, "dataset", *size, "mpdd", parts),
+    ]
+    model = tmp_path / "results" / "project" / "bank" / "models" / "mpdd_metal_plate"
+    for group, options in (("again", ()), ("otherwise", ("--anomaly_scorer_num_nn", 2))):
+        loader = ("patch_core_loader", *options, "-p", model, "dataset", "-d", "metal_plate", "mpdd", parts)
+        commands.append((load_and_evaluate_patchcore, *keep, group, tmp_path / "results", *loader))
+    for command in commands:
+        ended = shell(*command)
+        assert ended.code == 0, ended.err
+    ended, table = compare()
+    assert ended.code == 0, ended.err
+    assert {row["run"]: row["kept"] for row in table("runs")} == dict.fromkeys(
+        ("project/bank", "project/flow", "project/otherwise"), "scores, pictures"
+    )
+    said = "project/again: an evaluation of stored models; the run that trained them is in the tables"
+    assert ended.out.partition("Not in the tables:\n")[2].strip().splitlines()[0] == said
+    stored = {row["run"] for row in table("runs") if row["method"].endswith(", stored")}
+    assert stored == {"project/otherwise"}
+    assert {row["method"].split()[0] for row in table("runs")} == {"PatchCore", "FastFlow"}
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count('class="case"') == 3 + 4  # of the three good and the more than four defective images
+    assert page.count("<img") == page.count('class="case"') * (2 + 3)

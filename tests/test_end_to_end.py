@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-from commands import LITE0, patchcore_args
+from commands import LITE0, patchcore_args, run_patchcore
 from golden import DATA, GOLDEN, needs_data, needs_golden
-from patchcore.cli.patchcore import run_patchcore
-from patchcore.results.run_folder import read_results
+from patchcore.results.tables import read_results
 
 pytestmark = [needs_data, needs_golden, pytest.mark.slow]
 STUDY_METRICS = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc")

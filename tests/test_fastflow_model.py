@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from patchcore.methods.fastflow.config import FastFlowConfig, FastFlowScoring
+from patchcore.methods.fastflow.config import FastFlowConfig
 from patchcore.methods.fastflow.coupling import CouplingStep
 from patchcore.methods.fastflow.model import FastFlowModel, Flow
 from patchcore.methods.fastflow.tiles import Tiling
@@ -149,9 +149,8 @@ def test_standardised_scores_of_the_training_set_have_mean_0_and_deviation_1(den
     maps = maps_of(4, 6)
     model.fit_normalisation([maps])
     model.fit_score_statistics([[x[:4] for x in maps], [x[4:] for x in maps]])
-    scoring = FastFlowScoring(density=density, position_score=position_score)
     with torch.no_grad():
-        scores = model.position_scores(model(maps), scoring)
+        scores = model.position_scores(model(maps), config(density=density, position_score=position_score))
     for score in scores:
         assert float(score.mean()) == pytest.approx(0, abs=1e-4)
         assert float(score.std(correction=0)) == pytest.approx(1, abs=1e-4)
@@ -162,7 +161,7 @@ def test_position_scores_by_hand():
     values = [torch.tensor([-1.0, -3.0]).reshape(2, 1, 1, 1)]  # latent, full
 
     def score(**settings) -> float:
-        return float(model.position_scores(values, FastFlowScoring(scale_weighting="equal", **settings))[0])
+        return float(model.position_scores(values, config(scale_weighting="equal", **settings))[0])
 
     assert score(density="latent", position_score="log_likelihood") == 1
     assert score(density="full", position_score="log_likelihood") == 3

@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from commands import LITE0, patchcore_args
+from commands import (
+    LITE0,
+    load_and_evaluate_fastflow,
+    load_and_evaluate_patchcore,
+    patchcore_args,
+    run_fastflow,
+    run_patchcore,
+)
 from patchcore.backbones.build import load_backbone
-from patchcore.cli.fastflow import load_and_evaluate_fastflow, run_fastflow
-from patchcore.cli.patchcore import load_and_evaluate_patchcore, run_patchcore
 from patchcore.features import encoder
 from patchcore.features.cache import FeatureCache
-from patchcore.features.encoder import ImageFeatures
+from patchcore.features.encoder import Encoder
 from patchcore.features.extractor import FeatureExtractor
-from patchcore.results.run_folder import read_results
+from patchcore.results.tables import read_results
 from patchcore.system.timing import StageTimer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,8 +195,12 @@ def images(count, size=64):
 def features(folder, network, batch, **settings):
     """Maps and counts of a cache that was made anew, as a new run would."""
     cache = FeatureCache(folder, 100 * MIB)
-    maps = ImageFeatures(network, cache)(batch, StageTimer(CPU), **settings)
+    maps = encoder_of(network, batch, cache)(batch, StageTimer(CPU), **settings)
     return maps, cache.take_counts()
+
+
+def encoder_of(network, batch, cache=None):
+    return Encoder(network, tuple(batch.shape[-2:]), cache)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,7 @@ def features(folder, network, batch, **settings):
 )
 def test_maps_from_the_cache_are_those_of_the_backbone_in_the_same_order_of_memory(tmp_path, backbone, layers):
     network, batch = extractor(backbone, layers), images(3)
-    plain = ImageFeatures(network)(batch, StageTimer(CPU))
+    plain = encoder_of(network, batch)(batch, StageTimer(CPU))
     cold, counts = features(tmp_path, network, batch)
     assert counts == (0, 3)
     warm, counts = features(tmp_path, network, batch)
@@ -215,7 +224,7 @@ def test_what_is_known_takes_no_backbone_pass(tmp_path):
     network, batch = extractor(), images(2)
     features(tmp_path, network, batch)
     cache, timer = FeatureCache(tmp_path, 100 * MIB), StageTimer(CPU)
-    ImageFeatures(network, cache)(batch, timer)
+    encoder_of(network, batch, cache)(batch, timer)
     assert set(timer.seconds()) == {"cache"}
 
 
@@ -235,7 +244,7 @@ def test_anything_else_is_a_miss(tmp_path, name):
     network, batch = OTHERS[name]()
     maps, counts = features(tmp_path, network, batch)
     assert counts == (0, len(batch))
-    for x, expected in zip(maps, ImageFeatures(network)(batch, StageTimer(CPU)), strict=True):
+    for x, expected in zip(maps, encoder_of(network, batch)(batch, StageTimer(CPU)), strict=True):
         assert torch.equal(x, expected)
 
 

@@ -6,9 +6,11 @@ import torch
 import torchvision
 from torch import nn
 
-from patchcore.backbones.build import load_backbone
-from patchcore.backbones.registry import BACKBONES, Backbone
-from patchcore.features.extractor import FeatureExtractor, feature_scales, normalise
+from patchcore.backbones.build import Backbone, checksum, load_backbone
+from patchcore.backbones.registry import BACKBONES
+from patchcore.features.extractor import FeatureExtractor, default_layers, normalise
+from patchcore.features.workspace import Workspace
+from patchcore.system.timing import StageTimer
 from patchcore.types import PatchCoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -357,36 +359,32 @@ def test_layer_shapes_are_those_of_the_maps():
 # Scales
 
 
-@pytest.mark.parametrize("name", [name for name, entry in BACKBONES.items() if entry.scales])
-def test_the_table_of_scales_is_right(name):
+@pytest.mark.parametrize("name", [name for name, entry in BACKBONES.items() if entry.layers])
+def test_the_table_of_layers_is_right(name):
     """Shapes on the meta device: no memory, no arithmetic."""
     entry, shapes = BACKBONES[name], {}
     model = "tf_efficientnet_lite0" if entry.library == "builtin" else entry.model
     library = timm.create_model if entry.library == "builtin" else torchvision.models.get_model
     with torch.device("meta"):
         module = library(model).eval()
-        for layer, _ in entry.scales:
+        for layer in entry.layers:
             module.get_submodule(layer).register_forward_hook(
                 lambda *args, layer=layer: shapes.update({layer: args[2].shape})
             )
         module(torch.zeros(1, 3, 224, 224))
-    scales = feature_scales(wrap(nn.Identity(), scales=entry.scales))
-    assert [scale.reduction for scale in scales] == [4, 8, 16]
-    for layer, channels, reduction in scales:
-        assert shapes[layer] == (1, channels, 224 // reduction, 224 // reduction)
+    layers = default_layers(wrap(nn.Identity(), layers=entry.layers))
+    assert [shapes[layer][2:] for layer in layers] == [(224 // 4,) * 2, (224 // 8,) * 2, (224 // 16,) * 2]
 
 
-def test_scales_of_timm_networks_come_from_timm():
+def test_the_layers_of_timm_networks_come_from_timm():
     backbone = random_backbone("timm/mnasnet_small")
-    scales = feature_scales(backbone)
-    assert [scale.reduction for scale in scales] == [4, 8, 16]
-    shapes = FeatureExtractor(backbone, [scale.layer for scale in scales]).layer_shapes((224, 224))
-    for layer, channels, reduction in scales:
-        assert shapes[layer] == (channels, 224 // reduction, 224 // reduction)
+    layers = default_layers(backbone)
+    shapes = FeatureExtractor(backbone, layers).layer_shapes((224, 224))
+    assert [shapes[layer][1:] for layer in layers] == [(224 // 4,) * 2, (224 // 8,) * 2, (224 // 16,) * 2]
     transformer = load_backbone("timm/vit_tiny_patch16_224", weights="random")
-    assert feature_scales(transformer) == [("blocks.7", 192, 16)]
+    assert default_layers(transformer) == ("blocks.7",)
     with pytest.raises(PatchCoreError, match="name the layers"):
-        feature_scales(wrap(nn.Conv2d(3, 3, 1)))
+        default_layers(wrap(nn.Conv2d(3, 3, 1)))
 
 
 def test_normalisation_equals_torchvision_bit_for_bit():
@@ -397,3 +395,41 @@ def test_normalisation_equals_torchvision_bit_for_bit():
     assert torch.equal(normalise(levels), reference(levels.float() / 255))
     # 124/255 = 0.48627 is 0.00127 above the mean of red, and so 0.0056 standard deviations.
     assert normalise(levels)[0, 0].flatten()[124].item() == pytest.approx(0.005566, abs=1e-6)
+
+
+# Encoders of a workspace
+
+
+def test_an_encoder_tells_its_maps_and_whose_weights_made_them():
+    space = Workspace([torch.device("cpu")])
+    encoder = space.encoder("efficientnet_lite0.seed-3", weights="random", size=(64, 96))
+    assert encoder.layers == ("blocks.1", "blocks.2", "blocks.4")  # the backbone's own
+    assert encoder.shapes == [(24, 16, 24), (40, 8, 12), (112, 4, 6)]
+    assert encoder.nbytes_per_image == 4 * (24 * 16 * 24 + 40 * 8 * 12 + 112 * 4 * 6)
+    assert (encoder.backbone, encoder.weights) == ("efficientnet_lite0.seed-3", "random seed 3")
+    network = load_backbone("efficientnet_lite0.seed-3", weights="random")
+    assert encoder.checksum == checksum(network.module)
+    assert encoder.checksum != space.encoder("efficientnet_lite0", weights="random", size=(64, 96)).checksum
+    assert encoder.device == torch.device("cpu")
+    pixels = torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    maps = encoder(pixels, StageTimer(encoder.device))
+    expected = FeatureExtractor(network, encoder.layers)(normalise(pixels))
+    assert [tuple(x.shape[1:]) for x in maps] == encoder.shapes
+    for x, layer in zip(maps, encoder.layers, strict=True):
+        assert torch.equal(x, expected[layer])
+        assert not x.requires_grad
+
+
+def test_a_workspace_makes_every_encoder_once_and_checksums_only_where_asked():
+    space = Workspace([torch.device("cpu")], checksums=False)
+    settings = {"weights": "random", "size": (64, 64)}
+    first = space.encoder("efficientnet_lite0", ("blocks.2",), **settings)
+    assert first.checksum is None
+    assert space.encoder("efficientnet_lite0", ["blocks.2"], device=space.device, **settings) is first
+    assert space.encoder("efficientnet_lite0", ("blocks.3",), **settings) is not first
+    assert space.encoder("efficientnet_lite0", ("blocks.2",), weights="random", size=(64, 72)) is not first
+
+
+def test_an_encoder_refuses_image_sizes_that_its_network_does_not_take():
+    with pytest.raises(PatchCoreError, match=r"does not take 100 x 100 images: .*patch size"):
+        Workspace.on("cpu").encoder("timm/vit_tiny_patch16_224", ("blocks.1",), weights="random", size=(100, 100))

@@ -1,16 +1,15 @@
 """Stored models evaluated: the numbers of the run that stored them, and refusals of what contradicts them."""
 
 import json
-import pickle
 import shutil
 
 import pytest
 import yaml
 
-from commands import LITE0, patchcore_args
+import older_formats
+from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore
 from patchcore.backbones.build import load_backbone
-from patchcore.cli.patchcore import load_and_evaluate_patchcore, run_patchcore
-from patchcore.results.run_folder import read_results
+from patchcore.results.tables import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,11 +144,15 @@ def test_an_evaluation_leaves_what_a_run_leaves_but_models(session_run, evaluate
     }
     assert len(list((evaluation / "segmentation_images" / "mpdd_metal_plate").iterdir())) == 11
     settings = yaml.safe_load((evaluation / "config.yaml").read_text())
-    assert settings["patch_core_loader"]["paths"] == list(map(str, each(session_run)))
-    model = settings["models"]["bracket_white"]
-    assert model["folder"] == str(each(session_run)[1])
-    assert model["config"]["layers"] == [["blocks.2", "blocks.4"]]
-    assert model["sampler"] == {"name": "approx_greedy_coreset", "fraction": 0.1}
+    models = settings["models"]
+    assert [models[name]["folder"] for name in BOTH[1::2]] == list(map(str, each(session_run)))
+    stored = json.loads((each(session_run)[1] / "model.json").read_text())
+    assert models["bracket_white"]["checksums"] == stored["arrays"]
+    assert models["bracket_white"]["run"] == yaml.safe_load((session_run / "config.yaml").read_text())["id"]
+    assert settings["overrides"] == {}
+    settings = settings["settings"]
+    assert settings["layers"] == [["blocks.2", "blocks.4"]]
+    assert (settings["sampler"], settings["fraction"]) == ("approx_greedy_coreset", 0.1)
 
 
 def test_models_go_to_categories_in_order_and_the_folder_models_finds_its_own(session_run, evaluate):
@@ -171,11 +174,11 @@ def test_one_model_serves_all_categories(session_run, evaluate):
 
 
 def test_the_backbone_is_loaded_once_for_all_categories(session_run, evaluate, monkeypatch):
-    from patchcore.methods.patchcore import detector
+    from patchcore.features import workspace
 
     names = []
-    real = detector.load_backbone
-    monkeypatch.setattr(detector, "load_backbone", lambda name, **kwargs: names.append(name) or real(name, **kwargs))
+    real = workspace.load_backbone
+    monkeypatch.setattr(workspace, "load_backbone", lambda name, **kwargs: names.append(name) or real(name, **kwargs))
     evaluate(*each(session_run))
     assert names == ["efficientnet_lite0"]
 
@@ -188,6 +191,7 @@ def test_more_neighbours_can_be_asked_for(train, session_run, evaluate):
     ended, evaluation = evaluate(*each(session_run), loader=("--anomaly_scorer_num_nn", "3"))
     assert ended.code == 0, ended.err
     assert_same_numbers(three, evaluation)
+    assert yaml.safe_load((evaluation / "config.yaml").read_text())["overrides"] == {"num_nn": 3}
 
 
 def test_the_search_options_reach_the_bank(session_run, evaluate, monkeypatch):
@@ -205,15 +209,53 @@ def test_the_search_options_reach_the_bank(session_run, evaluate, monkeypatch):
     assert [(settings["on_gpu"], settings["num_workers"]) for settings in seen] == [(True, 2)] * 2
 
 
-def test_weights_are_looked_for_in_weights_dir(stored, evaluate, tmp_path):
-    path = stored / "models" / "mpdd_metal_plate" / "patchcore_params.json"
-    path.write_text(path.read_text().replace('"random"', '"pretrained"'))
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "tf_efficientnet_lite0.in1k.safetensors").write_bytes(b"none")
-    ended, folder = evaluate(each(stored)[0], loader=("--weights_dir", tmp_path / "weights"))
+@pytest.fixture
+def stored_as_pretrained(stored):
+    """Its models, as if their networks had been pretrained."""
+    for folder in each(stored):
+        path = folder / "model.json"
+        path.write_text(path.read_text().replace('"weights": "random"', '"weights": "pretrained"'))
+    return each(stored)
+
+
+@pytest.mark.parametrize("where", ["option", "environment"])
+def test_weights_are_looked_for_in_weights_dir(stored_as_pretrained, evaluate, tmp_path, monkeypatch, where):
+    path = tmp_path / "weights" / "tf_efficientnet_lite0.in1k.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"none")
+    if where == "environment":
+        monkeypatch.setenv("PATCHCORE_WEIGHTS", str(path.parent))
+    ended, folder = evaluate(*stored_as_pretrained, loader=("--weights_dir", path.parent) if where == "option" else ())
     assert ended.code == 1
-    assert f"{tmp_path / 'weights' / 'tf_efficientnet_lite0.in1k.safetensors'}: not the weights" in ended.err
+    assert f"error: {path}: not the weights" in ended.err
+    assert ended.err.count("not the weights") == 1  # once, not for every category
     assert folder is None
+
+
+def test_other_weights_than_those_of_the_training_are_refused(stored_as_pretrained, evaluate, tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "weights").mkdir()
+    state = load_backbone("efficientnet_lite0.seed-5", weights="random").module.state_dict()
+    save_file(state, tmp_path / "weights" / "tf_efficientnet_lite0.in1k.safetensors")
+    ended, folder = evaluate(*stored_as_pretrained, loader=("--weights_dir", tmp_path / "weights"))
+    assert ended.code == 1
+    assert f"{stored_as_pretrained[0]}: trained with other weights of efficientnet_lite0" in ended.err
+    assert folder is None
+
+
+def test_a_folder_of_weights_is_refused_where_none_are_read_but_not_if_the_environment_names_it(
+    session_run, evaluate, monkeypatch
+):
+    ended, folder = evaluate(*each(session_run), loader=("--weights_dir", "x"))
+    assert ended.code == 2
+    assert "--weights_dir has no effect with --weights random" in ended.err
+    assert str(each(session_run)[0]) in ended.err
+    assert folder is None
+    monkeypatch.setenv("PATCHCORE_WEIGHTS", "x")
+    ended, evaluation = evaluate(*each(session_run))
+    assert ended.code == 0, ended.err
+    assert_same_numbers(session_run, evaluation)
 
 
 # Refusals
@@ -272,7 +314,7 @@ def test_a_folder_without_a_model_is_named(evaluate, tmp_path):
     empty.mkdir()
     (others / "mpdd_other").mkdir(parents=True)
     for path, message in (
-        (empty, f"no PatchCore model in {empty}: expected nnscorer_search_index.faiss"),
+        (empty, f"no PatchCore model in {empty}: expected model.json and the arrays that it names"),
         (nowhere, f"no folder {nowhere}: expected a stored PatchCore model"),
         (others, f"no PatchCore model in {others} for this category: there is mpdd_other"),
     ):
@@ -287,8 +329,86 @@ def test_a_damaged_bank_loses_only_its_category(stored, evaluate):
     index.write_bytes(index.read_bytes()[:-4])
     ended, folder = evaluate(*each(stored))
     assert ended.code == 1
+    assert f"{index}: damaged: its checksum is not the one in model.json" in ended.err
+    assert set(read_results(folder / "results.csv")) == {ROWS[1], "Mean"}
+
+
+def test_what_model_json_lacks_or_has_wrong_is_named(stored, evaluate):
+    path = each(stored)[0] / "model.json"
+    content = json.loads(path.read_text())
+    without_backbones = {name: value for name, value in content["settings"].items() if name != "backbones"}
+    for changes, message in (
+        ({"format": 99}, "format 99, this version reads format 2"),
+        ({"method": "fastflow"}, "no method 'fastflow'; there are patchcore"),
+        ({"settings": {**content["settings"], "surprise": 1}}, "no setting is called 'surprise'"),
+        ({"settings": {**content["settings"], "num_nn": "1"}}, "num_nn must be int, got '1'"),
+        ({"settings": without_backbones}, "backbones is missing"),
+        ({"training": 3}, "training must be an object"),
+        ({"arrays": {"../../x": "1"}}, "arrays must be checksums by file name"),
+    ):
+        path.write_text(json.dumps(content | changes))
+        ended, folder = evaluate(*each(stored))
+        assert ended.code == 1
+        assert f"{path}: " in ended.err
+        assert message in ended.err
+        assert folder is None
+
+
+# Folders of version 0.1
+
+
+@pytest.mark.parametrize(
+    "patch_core",
+    [(*RANDOM, "--anomaly_scorer_num_nn", "3", "--patchsize", "5", "--precision", "bfloat16"), ENSEMBLE],
+    ids=["k3p5", "ensemble"],
+)
+def test_a_folder_of_version_0_1_gives_the_same_numbers(train, evaluate, tmp_path, patch_core):
+    run = train("--seed", 7, patch_core=patch_core, dataset=(*SMALL, "--train_val_split", "0.5", "--reduced_decoding"))
+    older = [older_formats.patchcore_format_1(model, tmp_path / "older" / model.name) for model in each(run)]
+    ended, evaluation = evaluate(*older)
+    assert ended.code == 0, ended.err
+    assert_same_numbers(run, evaluation)
+    ended, newer = evaluate(*each(run), run=("--log_group", "newer"))
+    assert ended.code == 0, ended.err
+    of_older, of_newer = (
+        yaml.safe_load((folder / "config.yaml").read_text()) for folder in (evaluation, newer.with_name("newer"))
+    )
+    assert of_older["settings"] == of_newer["settings"]
+    assert of_older["method"] == of_newer["method"]
+
+
+def test_a_damaged_folder_of_version_0_1_is_named(session_run, evaluate, tmp_path):
+    older = [older_formats.patchcore_format_1(model, tmp_path / "older" / model.name) for model in each(session_run)]
+    index, path = (older[0] / name for name in ("nnscorer_search_index.faiss", "patchcore_params.json"))
+    whole, params = index.read_bytes(), json.loads(path.read_text())
+    index.write_bytes(whole[:-4])
+    ended, folder = evaluate(*older)
+    assert ended.code == 1
     assert f"{index}: damaged index" in ended.err
     assert set(read_results(folder / "results.csv")) == {ROWS[1], "Mean"}
+    shutil.rmtree(folder)
+
+    def ends_with(message):
+        ended, folder = evaluate(*older)
+        assert ended.code == 1
+        assert message in ended.err
+        assert folder is None
+
+    index.unlink()
+    ends_with(f"{index}: no such file, expected the memory bank that belongs to patchcore_params.json")
+    index.write_bytes(whole)
+    for changes, message in (
+        ({"format": 3}, "format 3, this version reads format 1"),
+        ({"surprise": 1}, "no setting is called 'surprise'"),
+        ({"patchsize": 0}, "patchsize must be at least 1, got 0"),
+        ({"fraction": None}, "both or neither must be None"),
+    ):
+        path.write_text(json.dumps(params | changes))
+        ends_with(f"{path}: ")
+        ends_with(message)
+    del params["seed"]
+    path.write_text(json.dumps(params))
+    ends_with(f"{path}: expected the parameters of a PatchCore model, but 'seed' is missing")
 
 
 # Folders of the original
@@ -306,28 +426,8 @@ def originals(session_run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHCORE_WEIGHTS", str(weights))
 
     def convert(run=session_run, **changes):
-        folders = []
-        for model in each(run):
-            folder = tmp_path / "original" / model.name
-            folder.mkdir(parents=True)
-            for path in model.glob("*.faiss"):
-                shutil.copy(path, folder)
-            for path in model.glob("*.json"):
-                own = json.loads(path.read_text())
-                params = {
-                    "backbone.name": own["backbone"],
-                    "layers_to_extract_from": own["layers"],
-                    "input_shape": (3, own["imagesize"], own["imagesize"]),
-                    "pretrain_embed_dimension": own["pretrain_embed_dimension"],
-                    "target_embed_dimension": own["target_embed_dimension"],
-                    "patchsize": own["patchsize"],
-                    "patchstride": 1,
-                    "anomaly_scorer_num_nn": own["num_nn"],
-                }
-                target = folder / path.with_suffix(".pkl").name
-                target.write_bytes(pickle.dumps({**params, **changes}, pickle.HIGHEST_PROTOCOL))
-            folders.append(folder)
-        return folders
+        folders = tmp_path / "original"
+        return [older_formats.patchcore_original(model, folders / model.name, **changes) for model in each(run)]
 
     return convert
 
@@ -369,12 +469,13 @@ def test_the_resize_of_the_original_is_paired_or_asked_for(originals, evaluate):
 
 @pytest.mark.parametrize(("imagesize", "resize"), [(224, 256), (320, 366)])
 def test_the_pairs_of_the_study_need_no_resize(originals, imagesize, resize):
-    from patchcore.methods.patchcore.model_files import read_model
+    from patchcore.methods import METHODS
+    from patchcore.methods.stored_model import read_model
 
-    model = read_model(originals(input_shape=(3, imagesize, imagesize))[0])
-    assert (model.trained_on.resize, model.trained_on.imagesize) == (resize, imagesize)
-    assert model.trained_on.train_val_split == 1
-    assert model.sampler is None
+    model = read_model(originals(input_shape=(3, imagesize, imagesize))[0], METHODS)
+    assert (model.geometry.resize, model.geometry.imagesize) == (resize, imagesize)
+    assert model.training.train_val_split == 1
+    assert model.config.sampler is None
 
 
 def test_another_imagesize_than_the_originals_is_refused(originals, evaluate):

@@ -16,13 +16,13 @@ from patchcore.types import PatchCoreError
 SEARCHES = {"faiss": lambda bank: FaissSearch(bank, None), "torch": TorchSearch}
 
 
-@pytest.fixture
-def without_faiss(monkeypatch):
+@pytest.fixture(params=[ImportError, RuntimeError])
+def without_faiss(request, monkeypatch):
     real = builtins.__import__
 
     def refuse(name, *args, **kwargs):
         if name.split(".")[0] == "faiss":
-            raise ImportError("no faiss")
+            raise request.param("no faiss")
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
@@ -278,7 +278,7 @@ def test_a_bank_in_shards_gives_the_distances_of_the_whole(rows, devices):
 def test_gpu_search_equals_cpu_search(reaches_gpu, monkeypatch):
     if reaches_gpu and not search.faiss_reaches_gpu():
         pytest.skip("FAISS has no GPU support here")
-    monkeypatch.setattr(search, "faiss_reaches_gpu", lambda: reaches_gpu)
+    monkeypatch.setattr(memory_bank, "faiss_reaches_gpu", lambda: reaches_gpu)
     torch.manual_seed(0)
     bank, queries = torch.randn(3000, 256), torch.randn(500, 256)
     expected = TorchSearch(bank)(queries, 3)

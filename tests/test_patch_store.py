@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from patchcore import experiment
+from patchcore.category_run import Category
+from patchcore.config import DatasetConfig
 from patchcore.methods.patchcore import patch_store
-from patchcore.methods.patchcore.config import SamplerConfig
 from patchcore.methods.patchcore.coreset import PROJECTION_DIMENSION, project
-from patchcore.methods.patchcore.patch_store import HOST, BankSize, PatchStore, expected_bytes, places
+from patchcore.methods.patchcore.patch_store import HOST, BankSize, PatchStore, choose_places, expected_bytes
 from patchcore.methods.patchcore.sampler import kept_of, sample
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -28,22 +29,22 @@ def free(monkeypatch):
 
 def test_patches_stay_on_a_gpu_that_has_room(free):
     free(cuda0=20 * GIB)
-    assert places([SIZE], [GPU]) == [GPU]
+    assert choose_places([SIZE], [GPU]) == [GPU]
 
 
 def test_a_full_gpu_leaves_patches_to_the_host(free):
     free(cuda0=5 * GIB)
-    assert places([SIZE], [GPU]) == [HOST]
+    assert choose_places([SIZE], [GPU]) == [HOST]
 
 
 def test_members_on_one_gpu_share_its_memory(free):
     free(cuda0=15 * GIB, cuda1=15 * GIB)
-    assert places([SIZE, SIZE, SIZE, SIZE], [GPU, GPU, GPU, OTHER_GPU]) == [GPU, GPU, HOST, OTHER_GPU]
+    assert choose_places([SIZE, SIZE, SIZE, SIZE], [GPU, GPU, GPU, OTHER_GPU]) == [GPU, GPU, HOST, OTHER_GPU]
 
 
 def test_the_host_takes_what_comes(free):
     free(cpu=1)
-    assert places([SIZE], [HOST]) == [HOST]
+    assert choose_places([SIZE], [HOST]) == [HOST]
 
 
 def test_memory_is_expected_where_patches_are_kept_and_banks_are_built(free):
@@ -61,7 +62,7 @@ def test_the_expected_memory_of_a_coreset_is_what_it_holds():
     size = BankSize(patches=40_000, kept=4000, dimension=256)
     features = torch.rand(size.patches, size.dimension, generator=torch.Generator().manual_seed(0))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        sample(features, SamplerConfig(name="approx_greedy_coreset", fraction=0.1), torch.Generator())
+        sample(features, "approx_greedy_coreset", 0.1, torch.Generator())
     held = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -87,8 +88,7 @@ def test_missing_patches_are_told():
 
 @pytest.mark.parametrize(("name", "kept"), [("identity", 100), ("random", 12), ("approx_greedy_coreset", 12)])
 def test_what_is_kept_is_known_before(name, kept):
-    config = SamplerConfig(name=name, fraction=0.125)
-    assert kept_of(100, config) == kept == len(sample(torch.rand(100, 8), config, torch.Generator()))
+    assert kept_of(100, name, 0.125) == kept == len(sample(torch.rand(100, 8), name, 0.125, torch.Generator()))
 
 
 @pytest.mark.gpu
@@ -102,14 +102,24 @@ def test_a_projection_in_parts_is_that_of_the_whole():
 
 
 @pytest.mark.parametrize(("available", "level"), [(2**40, "INFO"), (2**20, "WARNING")])
-def test_a_run_says_what_it_needs_before_it_begins(available, level, monkeypatch, caplog):
-    class Method:
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_run_says_what_it_needs_before_it_begins(available, level, augment, monkeypatch, caplog):
+    class Job:
+        def fresh(self, category, dataset):
+            assert category == "large"
+            return self
+
         def expected_bytes(self, num_images):
             return {HOST: num_images * 2**20}
 
-    monkeypatch.setattr(experiment.memory, "available_bytes", lambda device: available)
+    def category(name, count):
+        return Category(name=name, row=name, train=range(count), held_out=(), test=())
+
+    monkeypatch.setattr(experiment, "available_bytes", lambda device: available)
     caplog.set_level("INFO", "patchcore")
-    experiment._say_expected_memory(Method(), range(300))
+    dataset = DatasetConfig(name="mpdd", path=".", categories=("a",), resize=64, imagesize=64, augment=augment)
+    experiment._announce_memory(Job(), dataset, [category("small", 30), category("large", 300), category("none", 0)])
     (record,) = caplog.records
     assert record.levelname == level
-    assert record.message.startswith("300 training images take about 300 MiB of host memory, ")
+    expected = "2400 training images take about 2.3 GiB" if augment else "300 training images take about 300 MiB"
+    assert record.message.startswith(f"{expected} of host memory, ")

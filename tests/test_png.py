@@ -8,7 +8,7 @@ from PIL import Image
 
 from patchcore.pictures import png
 from patchcore.pictures.heat import HeatScale
-from patchcore.pictures.overlay import overlay
+from patchcore.pictures.overlay import draw_overlay
 from patchcore.synthetic.generate import generate
 
 RANDOM = np.random.default_rng(0)
@@ -33,6 +33,13 @@ def test_pillow_reads_the_same_pixels(name):
         np.testing.assert_array_equal(np.asarray(image), PICTURES[name])
 
 
+def test_pillow_reads_the_same_text():
+    text = {"Title": "ü 金 🔩", "Raw score": "0.1", "Empty": ""}
+    with Image.open(io.BytesIO(png.encode(Image.new("RGB", (2, 2)), text))) as image:
+        image.verify()
+        assert image.info == text
+
+
 @pytest.mark.parametrize("picture", [Image.new("L", (4, 4)), Image.new("RGBA", (4, 4)), Image.new("RGB", (0, 4))])
 def test_other_pictures_are_refused(picture):
     with pytest.raises(ValueError, match="expected an RGB picture"):
@@ -44,7 +51,7 @@ def test_overlays_of_parts_are_smaller_than_by_pillow(tmp_path):
     rows, columns = np.mgrid[:224, :224] / 40
     heat = np.exp(-((rows - 3) ** 2) - (columns - 2) ** 2)
     for path in sorted(tmp_path.rglob("test/*/*.png")):
-        sheet = overlay(Image.open(path), heat > 0.5, heat, scale=HeatScale(low=0, high=1), title=path.name)
+        sheet = draw_overlay(Image.open(path), heat > 0.5, heat, scale=HeatScale(low=0, high=1), heading=path.name)
         quickest = io.BytesIO()
         sheet.save(quickest, "PNG", compress_level=1)
         assert len(png.encode(sheet)) < 0.95 * len(quickest.getvalue())

@@ -17,13 +17,14 @@ import torch
 import yaml
 from PIL import Image
 
-from patchcore.cli.fastflow import CLASS_FILE, load_and_evaluate_fastflow, run_fastflow
+import older_formats
+from commands import load_and_evaluate_fastflow, run_fastflow
 from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.images import load_image
 from patchcore.methods.fastflow.config import FastFlowConfig
 from patchcore.methods.fastflow.presets import PRESETS, preset_of
-from patchcore.results.run_folder import read_results
-from patchcore.system.timing import StageTimer
+from patchcore.results.tables import read_results
+from patchcore.system.files import shipped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +72,9 @@ def test_a_run_leaves_what_is_promised(trained):
     assert float(epochs[1]["loss"]) < float(epochs[0]["loss"])
     assert list(epochs[0]) == ["epoch", "loss", "learning_rate", "images_per_second", "seconds_left"]
     assert not list(trained.rglob("checkpoint.pt"))
-    assert yaml.safe_load((trained / "config.yaml").read_text())["fastflow"]["steps"] == 2
+    assert yaml.safe_load((trained / "config.yaml").read_text())["settings"]["steps"] == 2
+    model = trained / "models" / "mpdd_metal_plate"
+    assert {path.name for path in model.iterdir()} == {"fastflow.safetensors", "model.json"}
 
 
 def test_scores_come_with_likelihood_and_p_value(trained):
@@ -92,9 +95,34 @@ def test_evaluation_gives_the_same_numbers(trained, parts, tmp_path, shell):
         *("dataset", *dataset, "mpdd", parts),
     )
     assert ended.code == 0, ended.err
+    assert_same_scores(tmp_path / "project" / "group", trained)
+
+
+def assert_same_scores(one: Path, other: Path) -> None:
     for row in ("mpdd_metal_plate", "mpdd_bracket_white"):
         name = f"anomaly_scores/{row}.csv"
-        assert (tmp_path / "project" / "group" / name).read_bytes() == (trained / name).read_bytes()
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("option", [(), ("--image_score", "max")], ids=["as stored", "scored anew"])
+def test_models_of_version_0_1_give_the_same_numbers(option, trained, parts, tmp_path, shell):
+    older = tmp_path / "older"
+    for model in (trained / "models").iterdir():
+        older_formats.fastflow_format_1(model, older / model.name)
+    for models, group in ((older, "older"), (trained / "models", "newer")):
+        ended = shell(
+            load_and_evaluate_fastflow,
+            *("--save_anomaly_scores", "--log_group", group, tmp_path, "fastflow_loader", "-p", models, *option),
+            *("dataset", "-d", "metal_plate", "-d", "bracket_white", "mpdd", parts),
+        )
+        assert ended.code == 0, ended.err
+    folders = [tmp_path / "project" / group for group in ("older", "newer")]
+    assert_same_scores(*folders)
+    if not option:
+        assert_same_scores(folders[0], trained)
+    of_older, of_newer = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders)
+    for section in ("settings", "method", "overrides", "dataset"):
+        assert of_older[section] == of_newer[section]
 
 
 SCORING = [
@@ -190,14 +218,14 @@ def test_features_that_do_not_fit_are_computed_anew_and_change_nothing(more, par
 
 
 def test_matched_brightness_undoes_a_darker_lamp(parts, tmp_path):
-    from patchcore.methods.fastflow.brightness import brightness, matched
+    from patchcore.methods.fastflow.brightness import brightness, match_brightness
 
     path = next((parts / "metal_plate" / "test" / "good").iterdir())
     image = Geometry(resize=72, imagesize=64).image(load_image(path))[None]
     dark = (image.float() * 0.9).round().to(torch.uint8)
     target = float(brightness(image))
-    assert torch.equal(matched(image, target), image)
-    assert (matched(dark, target).float() - image).abs().max() <= 2
+    assert torch.equal(match_brightness(image, target), image)
+    assert (match_brightness(dark, target).float() - image).abs().max() <= 2
     assert (dark.float() - image).abs().max() > 10
 
 
@@ -292,19 +320,32 @@ def test_an_option_beats_the_file_and_the_file_the_preset(parts, tmp_path, shell
     assert ended.code == 0, ended.err
     folder = tmp_path / "project" / "group"
     stored = {
-        name: json.loads((folder / "models" / f"mpdd_{name}" / "fastflow_params.json").read_text())["fastflow"]
+        name: json.loads((folder / "models" / f"mpdd_{name}" / "model.json").read_text())["settings"]
         for name in ("metal_plate", "bracket_white")
     }
     assert [stored[name]["steps"] for name in stored] == [3, 4]
     assert [stored[name]["noise"] for name in stored] == [0.1, 0.1]
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    assert settings["fastflow"]["class_specific"] is True
-    assert settings["fastflow"]["steps"] == preset_of("efficientnet_lite0").steps
-    assert settings["fastflow_by_category"]["bracket_white"]["steps"] == 4
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    assert content["settings"]["class_specific"] is True
+    assert content["settings"]["kernels"] == preset_of("efficientnet_lite0").kernels
+    assert "steps" not in content["settings"]
+    assert content["settings_by_category"] == {"metal_plate": {"steps": 3}, "bracket_white": {"steps": 4}}
+    assert content["method"]["short_name"] == "FastFlow efficientnet_lite0, 64 px, class-specific"
+
+
+def test_the_file_that_ships_is_taken_where_no_other_is_given(parts, tmp_path, shell):
+    fastflow = (*LITE0, "--steps", 1, "--use_class_specific")
+    dataset = (*SMALL[:4], "-d", "bracket_white")
+    ended = shell(run_fastflow, *args(tmp_path, parts, run=(), fastflow=fastflow, dataset=dataset))
+    assert ended.code == 0, ended.err
+    settings = yaml.safe_load((tmp_path / "project" / "group" / "config.yaml").read_text())["settings"]
+    shipping = yaml.safe_load(shipped("fastflow_mpdd.yaml").read_text())["bracket_white"]
+    assert shipping != {}
+    assert {name: settings[name] for name in shipping} == shipping
 
 
 def test_the_file_that_ships_covers_mpdd():
-    content = yaml.safe_load(CLASS_FILE.read_text())
+    content = yaml.safe_load(shipped("fastflow_mpdd.yaml").read_text())
     assert set(content) == {"bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"}
     for settings in content.values():
         FastFlowConfig(backbone="any", **settings)
@@ -342,7 +383,7 @@ def test_presets_set_image_size_and_flow(backbone, parts, tmp_path, shell):
     assert ended.code == 0, ended.err
     settings = yaml.safe_load((tmp_path / "project" / "group" / "config.yaml").read_text())
     assert settings["dataset"]["resize"] == settings["dataset"]["imagesize"] == 256
-    assert settings["fastflow"]["kernels"] == PRESETS[backbone].kernels
+    assert settings["settings"]["kernels"] == PRESETS[backbone].kernels
 
 
 def test_an_image_size_given_beats_the_preset(parts, tmp_path, shell):
@@ -403,36 +444,69 @@ def evaluate(shell, model: Path, parts: Path, results: Path, *dataset: object, l
     return shell(load_and_evaluate_fastflow, results, *loader, "dataset", *dataset, "-d", "metal_plate", "mpdd", parts)
 
 
-def test_damaged_models_are_named(trained, parts, tmp_path, shell):
-    model = copied(trained, tmp_path / "model")
-    params = json.loads((model / "fastflow_params.json").read_text())
+@pytest.fixture
+def ends_with(parts, tmp_path, shell):
+    """Evaluate a model, and see that it ends in one line that names the model, and leaves nothing."""
 
-    def ends_with(expected: str) -> None:
+    def check(model: Path, expected: str) -> None:
         ended = evaluate(shell, model, parts, tmp_path / "out")
         assert ended.code == 1
         assert expected in ended.err
         assert str(model) in ended.err
+        assert "Traceback" not in ended.err
         assert not (tmp_path / "out").exists()
+
+    return check
+
+
+def test_damaged_models_are_named(trained, tmp_path, ends_with):
+    model = copied(trained, tmp_path / "model")
+    content = json.loads((model / "model.json").read_text())
+
+    def write(**changes: object) -> None:
+        (model / "model.json").write_text(json.dumps(content | changes))
+
+    write(format=99)
+    ends_with(model, "format 99, this version reads format 2")
+    write(settings=content["settings"] | {"surprise": 1})
+    ends_with(model, "surprise")
+    write(settings=content["settings"] | {"steps": 3})
+    ends_with(model, "do not belong to the settings")
+    write(geometry=3)
+    ends_with(model, "geometry must be an object, got 3")
+    write()
+    weights = (model / "fastflow.safetensors").read_bytes()
+    (model / "fastflow.safetensors").write_bytes(weights[: len(weights) // 2])
+    ends_with(model, "damaged: its checksum is not the one in model.json")
+    (model / "fastflow.safetensors").unlink()
+    ends_with(model, "no such file, expected the array that model.json names")
+    (model / "model.json").unlink()
+    ends_with(model, "no FastFlow model in")
+
+
+def test_damaged_models_of_version_0_1_are_named(trained, tmp_path, ends_with):
+    model = older_formats.fastflow_format_1(trained / "models" / "mpdd_metal_plate", tmp_path / "model")
+    params = json.loads((model / "fastflow_params.json").read_text())
 
     def write(**changes: object) -> None:
         (model / "fastflow_params.json").write_text(json.dumps(params | changes))
 
     write(format=99)
-    ends_with("format 99, this version reads format 1")
+    ends_with(model, "format 99, this version reads format 1")
     write(fastflow=params["fastflow"] | {"surprise": 1})
-    ends_with("surprise")
+    ends_with(model, "surprise")
     write(fastflow=params["fastflow"] | {"steps": 3})
-    ends_with("do not belong to the parameters")
+    ends_with(model, "do not belong to the settings")
     write(trained_on=3)
-    ends_with("expected the parameters of a FastFlow model")
+    ends_with(model, "expected the parameters of a FastFlow model")
     write()
     weights = (model / "fastflow.safetensors").read_bytes()
     (model / "fastflow.safetensors").write_bytes(weights[: len(weights) // 2])
-    ends_with("cannot read the weights")
+    ends_with(model, "cannot read the weights")
     (model / "fastflow.safetensors").unlink()
-    ends_with("no such file")
+    ends_with(model, "no such file, expected the weights that belong to fastflow_params.json")
     (model / "fastflow_params.json").unlink()
-    ends_with("no FastFlow model in")
+    ends_with(model, "no FastFlow model in")
 
 
 def test_contradictions_with_the_model_are_refused(trained, parts, tmp_path, shell):
@@ -445,8 +519,23 @@ def test_contradictions_with_the_model_are_refused(trained, parts, tmp_path, she
 def test_a_share_for_another_image_score_is_refused(trained, parts, tmp_path, shell):
     model = trained / "models" / "mpdd_metal_plate"
     ended = evaluate(shell, model, parts, tmp_path / "out", loader=("--top_share", 0.1, "--image_score", "mean"))
-    assert ended.code == 1
+    assert ended.code == 2
     assert "--top_share has no effect with --image_score mean" in ended.err
+    assert str(model) in ended.err
+
+
+@pytest.mark.parametrize("stage", ["run", "loader", "dataset"])
+def test_what_a_stored_model_settles_is_no_option(stage, trained, parts, tmp_path, shell):
+    option = {"run": ("--save_model",), "loader": ("--tile", 32), "dataset": ("--augment",)}[stage]
+    given = {name: option if name == stage else () for name in ("run", "loader", "dataset")}
+    ended = shell(
+        load_and_evaluate_fastflow,
+        *(*given["run"], tmp_path / "out", "fastflow_loader", "-p", trained / "models", *given["loader"]),
+        *("dataset", *given["dataset"], "-d", "metal_plate", "mpdd", parts),
+    )
+    assert ended.code == 2
+    assert option[0] in ended.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_transformers_have_one_scale(parts, tmp_path, shell):
@@ -454,23 +543,20 @@ def test_transformers_have_one_scale(parts, tmp_path, shell):
     fastflow = ("--backbone", "timm/deit_tiny_distilled_patch16_224", "--weights", "random", "--epochs", 1)
     ended = shell(run_fastflow, *args(tmp_path, parts, run=("--save_model",), fastflow=fastflow, dataset=SMALL[4:]))
     assert ended.code == 0, ended.err
-    stored = json.loads(next((tmp_path / "project").rglob("fastflow_params.json")).read_text())
-    assert stored["fastflow"]["layers"] == ["blocks.7"]
+    stored = json.loads(next((tmp_path / "project").rglob("model.json")).read_text())
+    assert stored["settings"]["layers"] == ["blocks.7"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu(trained, parts):
-    from patchcore.methods.fastflow.detector import FastFlow
-    from patchcore.methods.fastflow.model_files import read_model
-    from patchcore.methods.fastflow.network import Network
+    import patchcore
 
-    model = read_model(trained / "models" / "mpdd_metal_plate")
     paths = sorted((parts / "metal_plate" / "test").rglob("*.png"))
     images = torch.stack([Geometry(resize=72, imagesize=64).image(load_image(path)) for path in paths])
     scores = []
-    for device in (torch.device("cpu"), torch.device("cuda")):
-        detector = FastFlow.load(model, Network(model.config, 64, device))
-        detector.model_.precision = "float32"
-        scores.append(detector.predict([images], StageTimer(device)).scores)
+    for device in ("cpu", "cuda"):
+        detector = patchcore.load(trained / "models" / "mpdd_metal_plate", device=device)
+        detector.model.precision = "float32"
+        scores.append(detector.predict_batches([images]).scores[0])
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3)

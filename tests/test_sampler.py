@@ -1,10 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from golden import GOLDEN, needs_golden
-from patchcore.methods.patchcore import coreset
-from patchcore.methods.patchcore.config import SAMPLER_NAMES, SamplerConfig
+from patchcore.methods.patchcore import active_points, coreset
+from patchcore.methods.patchcore.active_points import ActivePoints, RadiusForecast
+from patchcore.methods.patchcore.config import SAMPLERS, PatchCoreConfig
 from patchcore.methods.patchcore.coreset import approx_initial_distances, full_initial_distances, greedy_order, project
 from patchcore.methods.patchcore.sampler import sample
 
@@ -54,27 +57,56 @@ def clustered(spread):
     return points.double()  # in float32 so small distances between such long vectors are mostly rounding
 
 
-@pytest.mark.parametrize("caution", [0.5, 0.97, 1.5])
+@pytest.mark.parametrize("margin", [0.5, 0.97, 1.5])
 @pytest.mark.parametrize("spread", [0.01, 0.3, 10.0])
 @pytest.mark.parametrize("count", [60, 300, 700])
-def test_points_that_rest_wrongly_catch_up(spread, count, caution, monkeypatch):
+def test_points_that_are_inactive_wrongly_become_active_again(spread, count, margin, monkeypatch):
     monkeypatch.setattr(coreset, "CPU_CANDIDATES", 16)
-    monkeypatch.setattr(coreset, "CAUTION", caution)
-    sent, lowered = [], []
-    for name, calls in (("_send_to_work", sent), ("_lower_limit", lowered)):
-        original = getattr(coreset._Selection, name)
+    monkeypatch.setattr(active_points, "FORECAST_MARGIN", margin)
+    limits = [0.0]
 
-        def counted(self, *limit, original=original, calls=calls):
-            calls.append(limit)
-            return original(self, *limit)
+    def record(self, limit, original=ActivePoints.set_limit):
+        limits.append(limit)
+        original(self, limit)
 
-        monkeypatch.setattr(coreset._Selection, name, counted)
+    monkeypatch.setattr(ActivePoints, "set_limit", record)
     points = clustered(spread)
     distances = approx_initial_distances(points, torch.arange(10))
     assert greedy_order(points, distances, count).tolist() == pick_by_pick(points, distances, count)
-    assert sent or count == 60, "no point ever rested"
-    if caution > 1 or (spread < 1 and count > 60):
-        assert lowered, "no estimate was ever too high"
+    assert limits[1:] or count == 60, "no point was ever inactive"
+    lowered = any(limit < before for before, limit in pairwise(limits))
+    if margin > 1 or (spread < 1 and count > 60):
+        assert lowered, "no forecast was ever too high"
+
+
+def test_inactive_points_catch_up_solved_by_hand():
+    # Picking 0 leaves squared distances 1, 4, 9, 100; below a limit of 5 are the points 1 and 2.
+    points = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]])
+    active = ActivePoints(points, torch.tensor([400.0, 399, 398, 397, 396]), 5)
+    active.add(torch.tensor([0]))
+    assert active.share_below(5.0) == pytest.approx(3 / 5)  # the pick and the two
+    active.set_limit(5.0)
+    assert active.farthest() == 100
+    positions, nearest, among, bound = active.candidates(1)
+    assert (positions.tolist(), nearest.tolist(), among.tolist()) == ([1], [100], [[0]])
+    assert bound == 9  # the other active point
+    active.add(positions)
+    assert active.candidates(2)[3] == 5  # no active point is left out, an inactive one may be as far as the limit
+    active.add(torch.tensor([0]))  # the point at 3, which leaves none
+    assert active.farthest() == -1
+    active.set_limit(0.0)
+    assert active.farthest() == 1  # points 1 and 2, each 1 from a pick: point 2 has caught up with that at 3
+    assert active.order[:3].tolist() == [0, 4, 3]
+
+
+def test_the_forecast_follows_a_power_law():
+    forecast = RadiusForecast(1000)
+    forecast.add(1, 8.0)
+    assert forecast.last() == 0
+    forecast.add(10, 4.0)
+    assert forecast.last() == 0, "the first entry is too long ago"
+    forecast.add(20, 2.0)
+    assert forecast.last() == pytest.approx(0.97 * 2 * (20 / 1000))  # twice the picks, half the radius
 
 
 def test_selection_order_on_a_line_solved_by_hand():
@@ -87,6 +119,12 @@ def test_selection_order_on_a_line_solved_by_hand():
     )
 
 
+def test_one_point_that_is_no_candidate_can_be_next(monkeypatch):
+    monkeypatch.setattr(coreset, "CPU_CANDIDATES", 2)
+    points = torch.tensor([[0.0], [0.1], [100.0]])
+    assert greedy_order(points, torch.tensor([10.0, 9.0, 1.0]), 3).tolist() == [0, 2, 1]
+
+
 def test_points_that_coincide_are_never_picked_twice():
     points = torch.ones(50, 4)
     points[7] = 3.0
@@ -95,15 +133,14 @@ def test_points_that_coincide_are_never_picked_twice():
     assert len(set(order)) == 20
 
 
-@pytest.mark.parametrize("name", SAMPLER_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_each_sampler_keeps_its_share_and_repeats_under_a_seed(name):
     features = torch.randn(400, 160, generator=generator())
-    config = SamplerConfig(name=name, fraction=0.25)
-    chosen = sample(features, config, generator(1))
+    chosen = sample(features, name, 0.25, generator(1))
     assert len(chosen) == (400 if name == "identity" else 100)
     assert len(set(chosen.tolist())) == len(chosen)
-    assert chosen.tolist() == sample(features, config, generator(1)).tolist()
-    same = set(chosen.tolist()) == set(sample(features, config, generator(2)).tolist())
+    assert chosen.tolist() == sample(features, name, 0.25, generator(1)).tolist()
+    same = set(chosen.tolist()) == set(sample(features, name, 0.25, generator(2)).tolist())
     assert same == (name == "identity")
 
 
@@ -111,14 +148,14 @@ def test_greedy_coreset_covers_better_than_random():
     features = torch.randn(2000, 3, generator=generator())
     reach = {}
     for name in ("random", "greedy_coreset", "approx_greedy_coreset"):
-        kept = features[sample(features, SamplerConfig(name=name, fraction=0.05), generator(3))]
+        kept = features[sample(features, name, 0.05, generator(3))]
         reach[name] = torch.cdist(features, kept).amin(dim=1).max().item()
     assert reach["greedy_coreset"] < 0.6 * reach["random"]
     assert reach["approx_greedy_coreset"] < 0.6 * reach["random"]
 
 
 def test_a_tiny_share_keeps_one_patch():
-    assert len(sample(torch.randn(5, 4), SamplerConfig(fraction=0.01), generator())) == 1
+    assert len(sample(torch.randn(5, 4), "approx_greedy_coreset", 0.01, generator())) == 1
 
 
 def test_projection_keeps_relative_distances_and_leaves_128_dimensions_alone():
@@ -132,8 +169,8 @@ def test_projection_keeps_relative_distances_and_leaves_128_dimensions_alone():
 
 @pytest.mark.parametrize("fraction", [0, 1.5, -0.1])
 def test_shares_outside_0_1_are_refused(fraction):
-    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-        SamplerConfig(fraction=fraction)
+    with pytest.raises(ValueError, match=f"fraction must be above 0 and at most 1, got {float(fraction)}"):
+        PatchCoreConfig(backbones=("net",), layers=(("layer",),), fraction=fraction)
 
 
 @pytest.mark.gpu

@@ -1,8 +1,8 @@
 """AUROC, AP, F1max and AUPRO on raw scores. Pure functions on arrays; undefined is nan.
 
-All curves change only at the scores of positives and negatives, and negatives enter only as counts above a
-positive's score. So the negatives are sorted once, every positive looks up its place among them, and all
-metrics follow from these places: no curve is built, ties are exact.
+Every metric here needs the negatives only as the share that scores above each positive. So the negatives are sorted
+once, every positive is looked up among them, and all metrics follow from these ranks: no curve is built, and ties are
+exact.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class PixelMetrics:
 
 
 @dataclass(frozen=True)
-class _Places:
-    """The positives' scores in ascending order, and the share of negatives above each, without and with its ties."""
+class _Ranks:
+    """The scores of the positives in ascending order, and the share of negatives above each, without and with ties."""
 
     scores: NDArray[np.floating]
     above: NDArray[np.float64]
@@ -49,7 +49,7 @@ class _Places:
     num_negatives: int
 
     @classmethod
-    def of(cls, positives: NDArray, *negatives: NDArray) -> _Places:
+    def of(cls, positives: NDArray, *negatives: NDArray) -> _Ranks:
         positives = np.sort(positives)
         above = np.zeros(len(positives), dtype=np.int64)
         above_or_tied = np.zeros(len(positives), dtype=np.int64)
@@ -68,38 +68,36 @@ class _Places:
         """The chance that a positive scores above a negative, ties counting half."""
         return 1.0 - float(np.mean(self.above + self.above_or_tied)) / 2 if self.defined else NAN
 
-    def _precision(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _precisions(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """True positives and precision when everything from each positive's score upwards is called positive."""
         true = len(self.scores) - np.searchsorted(self.scores, self.scores, side="left")
         return true, true / (true + self.above_or_tied * self.num_negatives)
 
     def ap(self) -> float:
         """Average precision: every positive contributes the precision at its own score."""
-        return float(self._precision()[1].mean()) if self.defined else NAN
+        return float(self._precisions()[1].mean()) if self.defined else NAN
 
-    def f1max(self) -> tuple[float, float]:
-        """The highest F1 over all thresholds and the score at which it is reached (score >= threshold)."""
+    def f1max(self) -> float:
+        """The highest F1 over all thresholds (score >= threshold is positive)."""
         if not self.defined:
-            return NAN, NAN
-        true, precision = self._precision()
+            return NAN
+        true, precision = self._precisions()
         recall = true / len(self.scores)
-        f1 = 2 * precision * recall / (precision + recall)
-        best = int(f1.argmax())
-        return float(f1[best]), float(self.scores[best])
+        return float((2 * precision * recall / (precision + recall)).max())
 
     def area_to(self, max_fpr: float, weights: NDArray[np.float64]) -> float:
         """Area under the curve of weighted recall against false-positive rate up to `max_fpr`, scaled to [0, 1].
 
-        A positive rises the curve linearly while its ties among the negatives are passed, so its part of the area has
-        a closed form. `weights` (in the order of `scores`) sum to one.
+        Each positive raises the curve, linearly over its ties with negatives: its part of the area has a closed form.
+        `weights` (in the order of `scores`) sum to one.
         """
         start = np.minimum(self.above, max_fpr)
         rise = np.minimum(self.above_or_tied, max_fpr) - start
         whole = self.above_or_tied - self.above
-        # share of the tie passed before max_fpr; the triangle below it, then full height up to max_fpr
+        # The share of the tie that lies before max_fpr; the triangle below it, then full height up to max_fpr.
         reached = np.divide(rise, whole, out=np.ones_like(rise), where=whole > 0)
         area = reached * rise / 2 + (max_fpr - start - rise)
-        return float(area @ weights) / max_fpr
+        return min(1.0, float(area @ weights) / max_fpr)  # rounding may carry a perfect curve beyond 1
 
 
 def auroc(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
@@ -108,7 +106,7 @@ def auroc(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
     Both arrays share any shape; `scores` are finite, the higher the more anomalous, `truth` is bool.
     """
     _check("scores", scores, truth)
-    return _Places.of(scores[truth], scores[~truth]).auroc()
+    return _Ranks.of(scores[truth], scores[~truth]).auroc()
 
 
 def image_metrics(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> ImageMetrics:
@@ -119,17 +117,8 @@ def image_metrics(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> Im
         labels: (N,) bool, True on defective images.
     """
     _check("scores", scores, labels)
-    places = _Places.of(scores[labels], scores[~labels])
-    return ImageMetrics(auroc=places.auroc(), ap=places.ap(), f1max=places.f1max()[0])
-
-
-def f1_optimal_threshold(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """The score at which F1 is highest (score >= threshold is positive); needs test labels, so never for reporting.
-
-    Both arrays share any shape, `labels` being bool.
-    """
-    _check("scores", scores, labels)
-    return _Places.of(scores[labels], scores[~labels]).f1max()[1]
+    ranks = _Ranks.of(scores[labels], scores[~labels])
+    return ImageMetrics(auroc=ranks.auroc(), ap=ranks.ap(), f1max=ranks.f1max())
 
 
 def pixel_metrics(
@@ -149,14 +138,13 @@ def pixel_metrics(
     in_defective = defective[0][~defective[1]]
     in_good = maps[~labels][~masks[~labels]]
     positives = maps[masks]
-    places = _Places.of(positives, in_defective, in_good)
-    anomaly = _Places.of(positives, in_defective) if labels.any() else None
+    ranks = _Ranks.of(positives, in_defective, in_good)
     return PixelMetrics(
-        auroc=places.auroc(),
-        anomaly_auroc=anomaly.auroc() if anomaly else NAN,
-        ap=places.ap(),
-        f1max=places.f1max()[0],
-        aupro=_aupro(places, positives, masks, MAX_FPR),
+        auroc=ranks.auroc(),
+        anomaly_auroc=_Ranks.of(positives, in_defective).auroc(),
+        ap=ranks.ap(),
+        f1max=ranks.f1max(),
+        aupro=_aupro(ranks, positives, masks, MAX_FPR),
     )
 
 
@@ -175,14 +163,14 @@ def aupro(maps: NDArray[np.floating], masks: NDArray[np.bool_], *, max_fpr: floa
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr must be in (0, 1], got {max_fpr}")
     positives = maps[masks]
-    return _aupro(_Places.of(positives, maps[~masks]), positives, masks, max_fpr)
+    return _aupro(_Ranks.of(positives, maps[~masks]), positives, masks, max_fpr)
 
 
-def _aupro(places: _Places, positives: NDArray[np.floating], masks: NDArray[np.bool_], max_fpr: float) -> float:
-    if not places.defined:
+def _aupro(ranks: _Ranks, positives: NDArray[np.floating], masks: NDArray[np.bool_], max_fpr: float) -> float:
+    if not ranks.defined:
         return NAN
     weights = region_weights(masks)
-    return places.area_to(max_fpr, weights[np.argsort(positives, kind="stable")])
+    return ranks.area_to(max_fpr, weights[np.argsort(positives, kind="stable")])
 
 
 def region_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -200,10 +188,10 @@ def region_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedPairs:
-    """How each of D defective images ranks against each of all N images: what a bootstrap over images needs of AUROC.
+    """How each of D defective images ranks against each of all N images: what a bootstrap over images needs for AUROC.
 
-    AUROC over any choice of images, weighted or repeated, follows from these counts; of pixels no maps are needed.
-    `won / (positives * negatives)` summed up is AUROC.
+    AUROC over any choice of images, weighted or repeated, is the sum of `won` over the sum of `positives * negatives`;
+    for pixel AUROC the maps are not needed again.
 
     Attributes:
         won: (D, N) float64 pairs of a positive of the one image and a negative of the other in which the positive
@@ -228,11 +216,10 @@ def image_pairs(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> Rank
 def pixel_pairs(
     maps: NDArray[np.floating], masks: NDArray[np.bool_], labels: NDArray[np.bool_], *, levels: int = 1024
 ) -> RankedPairs:
-    """Count the pairs of pixels that rank right, for each pair of images.
+    """Count the pairs of pixels that are ranked right, for each pair of images.
 
-    Scores are told apart by the quantiles of the defect pixels between which they fall, or which they equal; that moves
-    AUROC by less than 1 / (2 * `levels`). Maps are smooth, so of the normal pixels every second in both directions is
-    enough.
+    Scores are binned between the quantiles of the defect pixels, each quantile in a bin of its own; this moves AUROC by
+    less than 1 / (2 * `levels`). Maps are smooth, so every second normal pixel in both directions is enough.
 
     Args:
         maps: (N, H, W) finite, the higher the more anomalous.
@@ -241,14 +228,14 @@ def pixel_pairs(
     """
     _check("maps", maps, masks)
     positives = maps[masks]
-    cuts = np.quantile(positives, np.linspace(0, 1, levels + 1), method="lower") if len(positives) else positives
-    edges = np.unique([np.nextafter(cuts, -np.inf), cuts])  # so that each cut has a bin of its own
+    quantiles = np.quantile(positives, np.linspace(0, 1, levels + 1), method="lower") if len(positives) else positives
+    edges = np.unique([np.nextafter(quantiles, -np.inf), quantiles])
     bins = len(edges) + 1
 
     def histogram(maps: NDArray[np.floating], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(N, bins) number of the chosen pixels of each image in each bin."""
-        places = np.searchsorted(edges, maps[chosen]) + bins * np.nonzero(chosen)[0]
-        return np.bincount(places, minlength=len(maps) * bins).reshape(len(maps), bins).astype(np.float64)
+        indices = np.searchsorted(edges, maps[chosen]) + bins * np.nonzero(chosen)[0]
+        return np.bincount(indices, minlength=len(maps) * bins).reshape(len(maps), bins).astype(np.float64)
 
     defect = histogram(maps, masks)[labels]
     normal = histogram(maps[:, ::2, ::2], ~masks[:, ::2, ::2])

@@ -1,8 +1,7 @@
-"""Distances -> image scores and anomaly maps; normalisation, ensemble mean, threshold. Pure functions."""
+"""Distances -> image scores and anomaly maps; verdicts from good images. Pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,58 +37,20 @@ def anomaly_maps(scores: Tensor, size: tuple[int, int]) -> Tensor:
         (N, H, W) float32 on the device of `scores`, the higher the more anomalous.
     """
     rows, columns = (
-        _upsample_and_smooth(source, target, MAP_SIGMA).to(scores.device)
+        _upsample_and_smooth(source, target).to(scores.device)
         for source, target in zip(scores.shape[1:], size, strict=True)
     )
     return rows @ scores @ columns.T  # (H, h) @ (N, h, w) @ (w, W)
 
 
 @lru_cache(maxsize=16)
-def _upsample_and_smooth(source: int, target: int, sigma: float) -> Tensor:
+def _upsample_and_smooth(source: int, target: int) -> Tensor:
     """(target, source) matrix of bilinear interpolation (align_corners=False) followed by a Gaussian filter."""
     from scipy.ndimage import gaussian_filter1d
 
     unit = torch.eye(source, dtype=torch.float64)[None]  # every column is one source position
     upsampled = F.interpolate(unit, size=target, mode="linear", align_corners=False)[0].T  # (target, source)
-    return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0)).float()
-
-
-def min_max_normalise(values: NDArray) -> NDArray:
-    """Scale an array to [0, 1] by its own extremes, as the original does over a whole test set; 0 if constant.
-
-    This looks at all test scores at once, so it may order and show them but must not set thresholds.
-    """
-    low, high = values.min(), values.max()
-    if high == low:
-        return np.zeros_like(values)
-    return (values - low) / (high - low)
-
-
-def ensemble_mean(members: Sequence[NDArray]) -> NDArray:
-    """Mean of the members' min-max normalised scores or maps; a single member stays as it is."""
-    if len(members) == 1:
-        return members[0]
-    mean = min_max_normalise(members[0])
-    for member in members[1:]:
-        mean = mean + min_max_normalise(member)
-    return mean / np.asarray(len(members), dtype=mean.dtype)
-
-
-def threshold_from_good(scores: NDArray[np.float64], max_false_rejects: float = 0.0) -> float:
-    """The score above which an image is rejected, set by held-out good training images alone.
-
-    Args:
-        scores: (M,) scores of good images that took no part in training.
-        max_false_rejects: share in [0, 1) of these images that may lie above the threshold.
-
-    Returns:
-        The smallest of their scores that leaves at most that share above; nan without any score.
-    """
-    if not len(scores):
-        return float("nan")
-    ordered = np.sort(scores)
-    allowed = int(max_false_rejects * len(ordered))
-    return float(ordered[len(ordered) - 1 - allowed])
+    return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), MAP_SIGMA, axis=0)).float()
 
 
 @dataclass(frozen=True)
@@ -108,10 +69,6 @@ class Verdict:
     rejected: NDArray[np.bool_]
     p_values: NDArray[np.float64]
 
-    def of(self, index: int) -> tuple[float, int, float]:
-        """Value, rejected (1 or 0) and p-value of one image."""
-        return float(self.values[index]), int(self.rejected[index]), float(self.p_values[index])
-
 
 def judge(raw_scores: NDArray[np.float64], held_out: NDArray[np.float64]) -> Verdict:
     """Hold images against good ones that took no part in training.
@@ -121,7 +78,7 @@ def judge(raw_scores: NDArray[np.float64], held_out: NDArray[np.float64]) -> Ver
         held_out: (M, V) the same for V held-out good images, at least one.
     """
     values, good = decision_values(raw_scores, held_out)
-    threshold = threshold_from_good(good)
+    threshold = float(good.max())
     return Verdict(values, threshold, values > threshold, p_values(values, good))
 
 

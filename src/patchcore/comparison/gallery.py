@@ -1,4 +1,4 @@
-"""The hardest test images of a category, with what every method made of them."""
+"""The hardest test images of a category, with what every contender made of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.comparison.runs import Problem, Run
-from patchcore.comparison.study import Method, Row, Study
-from patchcore.pictures.overlay import panels
+from patchcore.comparison.runs import Problems, Row, Run
+from patchcore.comparison.study import Study
+from patchcore.pictures.overlay import read_overlay
 
 MOST = 4  # images of each kind per category
 PICTURES = 800  # of all studies, about 6 to 10 kB each: the page stays under 10 MB
@@ -24,41 +23,34 @@ _QUALITY = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A picture under its caption, as a data URI."""
+    """A picture as a data URI under its caption; `alt` says what it shows, for who cannot see it."""
 
     caption: str
     detail: str
+    alt: str
     uri: str
     size: tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One test image: its image, mask and a heat map per method."""
-
-    path: str
-    panels: tuple[Panel, ...]
-
-
 def affordable(studies: Sequence[Study]) -> int:
-    """How many images of each kind a category may show: `MOST`, fewer where there are many categories and methods."""
-    with_one_each = sum(2 * (2 + len(study.methods)) for study in studies for _ in study.rows)
+    """How many images of each kind a category may show: `MOST`, fewer with many categories and contenders."""
+    with_one_each = sum(2 * (2 + len(study.contenders)) for study in studies for _ in study.rows)
     return max(1, min(MOST, PICTURES // with_one_each))
 
 
-def cases(study: Study, row: Row, most: int, problems: list[Problem]) -> list[Case]:
-    """The good images with the highest and the defective ones with the lowest ranks, averaged over the methods.
+def find_hardest(study: Study, row: Row, most: int, problems: Problems) -> dict[str, list[Panel]]:
+    """The good images with the highest and the defective ones with the lowest ranks, averaged over the contenders.
 
-    Of every method the first run that kept scores and pictures is shown; pictures that cannot be read are added to
-    `problems`.
+    By the path of an image come the image, its mask and a heat map per contender, of the first run that kept scores and
+    pictures; pictures that cannot be read are added to `problems`.
     """
-    shown = {method.name: run for method in study.methods if (run := pictured(method, row))}
+    shown = study.first_scored(row, with_overlays=True)
     if not shown:
-        return []
+        return {}
     every = [run.scores[row.name] for run in shown.values()]
     ranks = np.mean([scores.scores.argsort().argsort() for scores in every], axis=0)  # (N,)
     chosen = [*hardest(-ranks, ~every[0].labels, most), *hardest(ranks, every[0].labels, most)]
-    return [_case(image, row, shown, problems) for image in chosen]
+    return {every[0].paths[image]: _panels(image, row, shown, problems) for image in chosen}
 
 
 def hardest(ranks: NDArray[np.float64], among: NDArray[np.bool_], most: int) -> list[int]:
@@ -67,41 +59,28 @@ def hardest(ranks: NDArray[np.float64], among: NDArray[np.bool_], most: int) -> 
     return candidates[np.argsort(ranks[candidates], kind="stable")[:most]].tolist()
 
 
-def pictured(method: Method, row: Row) -> Run | None:
-    """The first run of a method that kept the scores and pictures of a row."""
-    for run in method.runs_of(row):
-        if row.name in run.scores and any(name == row.name for name, _ in run.pictures):
-            return run
-    return None
-
-
-def _case(image: int, row: Row, shown: dict[str, Run], problems: list[Problem]) -> Case:
-    first = next(iter(shown.values())).scores[row.name]
-    path = PurePosixPath(first.paths[image])
-    key = row.name, f"{'_'.join(path.parts[:3])}_{path.stem}"
-    found: list[Panel] = []
+def _panels(image: int, row: Row, shown: dict[str, Run], problems: Problems) -> list[Panel]:
+    panels: list[Panel] = []
     for name, run in shown.items():
+        path, score = run.scores[row.name].paths[image], run.scores[row.name].scores[image]
+        file = run.folder.overlay(row.name, path, score)
         try:
-            picture, mask, heat = _read(run.pictures[key])
-        # Pillow answers some damaged files with a SyntaxError, and one that claims to be huge with its own.
-        except (KeyError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "missing" if isinstance(error, KeyError) else f"damaged: {error}"
-            problems.append(Problem(name=f"{run.name}/segmentation_images/{row.name}: {key[1]}", reason=reason))
+            overlay = read_overlay(file)
+        except (FileNotFoundError, ValueError) as error:
+            problems[run.name_of(file)] = "missing" if isinstance(error, FileNotFoundError) else str(error)
             continue
-        if not found:
-            found += [_panel("image", "", picture), _panel("ground truth", "", mask)]
-        found.append(_panel(name, f"score {run.scores[row.name].scores[image]:.3f} ({run.name})", heat))
-    return Case(path=str(path), panels=tuple(found))
+        if not panels:
+            panels.append(_panel("image", "", f"image of {path}", overlay.image))
+            panels.append(_panel("ground truth", "", f"ground truth of {path}", overlay.mask))
+        panels.append(
+            _panel(name, f"score {score:.3f} ({run.name})", f"heat map of {path} by {name}", overlay.heat_map)
+        )
+    return panels
 
 
-def _read(path: Path) -> tuple[Image.Image, Image.Image, Image.Image]:
-    with Image.open(path) as sheet:
-        return panels(sheet.convert("RGB"))
-
-
-def _panel(caption: str, detail: str, picture: Image.Image) -> Panel:
+def _panel(caption: str, detail: str, alt: str, picture: Image.Image) -> Panel:
     picture.thumbnail((_SIDE, _SIDE))
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=_QUALITY)
     uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return Panel(caption=caption, detail=detail, uri=uri, size=picture.size)
+    return Panel(caption=caption, detail=detail, alt=alt, uri=uri, size=picture.size)

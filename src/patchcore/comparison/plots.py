@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchcore.comparison.runs import ImageScores
-from patchcore.comparison.tables import amount
+from patchcore.comparison.table import format_amount
+from patchcore.results.scores import ImageScores
 
 COLOURS = 8  # classes m0 to m7 of the style sheet
 
@@ -40,22 +40,22 @@ def distribution(scores: ImageScores, threshold: float, title: str) -> str:
     ends = [*scores.values, *([] if math.isnan(threshold) else [threshold])]
     low, high = min(ends), max(ends)
     counts = f"{len(good)} good and {len(defective)} defective images"
-    description = f"Scores of {counts} from {amount(low)} to {amount(high)}."
+    description = f"Scores of {counts} from {format_amount(low)} to {format_amount(high)}."
     middle = _HEIGHT / 2
     parts = [
         *_bars(good, defective, low, high),
         f'<line class="axis" x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{middle}" y2="{middle}"/>',
-        _text(_MARGIN, _HEIGHT - 6, amount(low)),
+        _text(_MARGIN, _HEIGHT - 6, format_amount(low)),
         _text(_WIDTH / 2, _HEIGHT - 6, "score", "middle"),
-        _text(_WIDTH - _MARGIN, _HEIGHT - 6, amount(high), "end"),
+        _text(_WIDTH - _MARGIN, _HEIGHT - 6, format_amount(high), "end"),
     ]
     if not math.isnan(threshold):
         x = _MARGIN + (threshold - low) / ((high - low) or 1) * (_WIDTH - 2 * _MARGIN)
         parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="18" y2="{_HEIGHT - 20}"/>')
-        parts.append(_text(x, 14, f"threshold {amount(threshold)}", "end" if x > _WIDTH / 2 else "start"))
+        parts.append(_text(x, 14, f"threshold {format_amount(threshold)}", "end" if x > _WIDTH / 2 else "start"))
         description += (
-            f" The threshold {amount(threshold)} catches {(defective > threshold).sum()} of the defective and rejects"
-            f" {(good > threshold).sum()} of the good ones."
+            f" The threshold {format_amount(threshold)} catches {(defective > threshold).sum()} of the defective and"
+            f" rejects {(good > threshold).sum()} of the good ones."
         )
     return _svg(_WIDTH, _HEIGHT, title, description, parts)
 
@@ -75,8 +75,8 @@ def _bars(good: NDArray[np.float64], defective: NDArray[np.float64], low: float,
     return bars
 
 
-def roc(curves: Sequence[tuple[str, ImageScores]], title: str) -> str:
-    """A ROC curve per method: the share of defective images caught over the share of good ones rejected."""
+def roc(curves: Mapping[str, ImageScores], title: str) -> str:
+    """A ROC curve per contender: the share of defective images caught over the share of good ones rejected."""
     right, bottom = _LEFT + _SIDE, _TOP + _SIDE
 
     def polyline(kind: str, points: Sequence[tuple[float, float]], name: str = "") -> str:
@@ -92,10 +92,10 @@ def roc(curves: Sequence[tuple[str, ImageScores]], title: str) -> str:
         parts.append(_text(_LEFT + tick * _SIDE, bottom + 14, f"{tick:g}", "middle"))
     parts.append(_text(right, bottom + 27, "share of good images rejected", "end"))
     parts.append(f'<g transform="translate(11 {_TOP}) rotate(-90)">{_text(0, 0, "share of defects caught", "end")}</g>')
-    for number, (name, scores) in enumerate(curves):
+    for number, (name, scores) in enumerate(curves.items()):
         points = roc_points(scores.scores, scores.labels)
         parts.append(polyline(f"curve m{number % COLOURS}", points, name))
-    description = f"Share of defective images caught over share of good ones rejected: {', '.join(dict(curves))}."
+    description = f"Share of defective images caught over share of good ones rejected: {', '.join(curves)}."
     return _svg(right + 12, bottom + _BOTTOM, title, description, parts)
 
 

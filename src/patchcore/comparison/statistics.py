@@ -2,7 +2,7 @@
 
 All methods of a study are scored on the same resampled test images, so that what an easy or hard image does to all of
 them cancels in their difference. Good and defective images are drawn separately, each as often as there are such
-images; seeds are drawn as well. A difference is clear if its interval lies above 0 and the two figures also differ as
+images; seeds are drawn as well. A difference is clear if its interval lies above 0 and the two values also differ as
 printed. The intervals of the highest method of a line against all others hold jointly with 95 % (Bonferroni).
 """
 
@@ -16,16 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patchcore.comparison.runs import Run
-from patchcore.comparison.study import Figure, Row, Study
+from patchcore.comparison.runs import Row, Run
+from patchcore.comparison.study import SeedMean, Study
 from patchcore.metrics import RankedPairs, image_pairs
+from patchcore.results.columns import DEFECTIVE_PIXEL_AUROC, IMAGE_AUROC, PIXEL_AUROC
 
 RESAMPLES = 5000
 CONFIDENCE = 0.95
 DECIMALS = 3  # of every AUROC in the tables, as in the study
-AUROCS = ("instance_auroc", "full_pixel_auroc", "anomaly_pixel_auroc")
+AUROCS = (IMAGE_AUROC, PIXEL_AUROC, DEFECTIVE_PIXEL_AUROC)
 
-Samples = dict[str, NDArray[np.float64]]  # method name -> (RESAMPLES,) AUROCs
+Samples = dict[str, NDArray[np.float64]]  # name of a contender -> (RESAMPLES,) AUROCs
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,10 @@ class Difference:
 
     first: str
     second: str
-    value: float
+    difference: float
     low: float
     high: float
     clear: bool
-
-    @property
-    def interval(self) -> str:
-        """The interval as the report prints it."""
-        if math.isnan(self.low):
-            return "[undefined]"
-        return f"[{self.low:+.{DECIMALS}f}, {self.high:+.{DECIMALS}f}]"
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,9 @@ class Standing:
     """Who leads a line of a table.
 
     Attributes:
-        kind: "best" if one method is clearly ahead of all others, "tie" if the figures of the leaders print the
+        kind: "best" if one method is clearly ahead of all others, "tie" if the values of the leaders print the
             same, "unclear" if the data do not tell them apart, "alone" with fewer than two methods.
-        leaders: the one with the highest figure, then those that are not clearly behind it.
+        leaders: the one with the highest value, then those that are not clearly behind it.
     """
 
     kind: str
@@ -66,7 +60,7 @@ class Line:
     """One line of a table of AUROCs, compared."""
 
     row: Row | None
-    figures: dict[str, Figure]
+    means: dict[str, SeedMean]
     standing: Standing
     differences: tuple[Difference, ...]
 
@@ -76,30 +70,22 @@ def compare(study: Study, metric: str, *, seed: int = 0) -> list[Line]:
     samples = _bootstrap(study, metric, np.random.default_rng(seed))
     lines = []
     for row in study.lines:
-        figures = study.figures(row, metric)
-        lines.append(
-            Line(
-                row=row,
-                figures=figures,
-                standing=standing(figures, samples[row]),
-                differences=tuple(
-                    found
-                    for first, second in itertools.combinations(ranked(figures), 2)
-                    if (found := difference(first, second, figures, samples[row])) is not None
-                ),
-            )
-        )
+        means = study.means(row, metric)
+        pairs = itertools.combinations(ranked(means), 2)
+        differences = [difference(first, second, means, samples[row]) for first, second in pairs]
+        known = tuple(found for found in differences if found is not None)
+        lines.append(Line(row=row, means=means, standing=standing(means, samples[row]), differences=known))
     return lines
 
 
-def ranked(figures: Mapping[str, Figure]) -> list[str]:
-    """The methods that have a figure, the highest first."""
-    known = [name for name, figure in figures.items() if not math.isnan(figure.mean)]
-    return sorted(known, key=lambda name: -figures[name].mean)
+def ranked(means: Mapping[str, SeedMean]) -> list[str]:
+    """The contenders that have a mean, the highest first."""
+    known = [name for name, value in means.items() if not math.isnan(value.mean)]
+    return sorted(known, key=lambda name: -means[name].mean)
 
 
 def difference(
-    first: str, second: str, figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]
+    first: str, second: str, means: Mapping[str, SeedMean], samples: Mapping[str, NDArray[np.float64]]
 ) -> Difference | None:
     """Compare a method with a lower one; None where the runs of one kept no scores to resample.
 
@@ -108,32 +94,32 @@ def difference(
     """
     if first not in samples or second not in samples:
         return None
-    rivals = max(1, len(ranked(figures)) - 1)
+    rivals = max(1, len(ranked(means)) - 1)
     tail = (1 - CONFIDENCE) / rivals / 2
     gaps = samples[first] - samples[second]
     defined = gaps[np.isfinite(gaps)]
     low, high = np.quantile(defined, [tail, 1 - tail]) if 2 * len(defined) >= len(gaps) else (math.nan, math.nan)
-    tied = _printed(figures[first]) == _printed(figures[second])
-    value = figures[first].mean - figures[second].mean
+    tied = _printed(means[first]) == _printed(means[second])
+    value = means[first].mean - means[second].mean
     return Difference(first, second, value, float(low), float(high), not tied and bool(low > 0))
 
 
-def standing(figures: Mapping[str, Figure], samples: Mapping[str, NDArray[np.float64]]) -> Standing:
+def standing(means: Mapping[str, SeedMean], samples: Mapping[str, NDArray[np.float64]]) -> Standing:
     """Say who leads; a rival that cannot be compared with the best for want of scores counts as not clearly behind."""
-    order = ranked(figures)
+    order = ranked(means)
     if len(order) < 2:
         return Standing("alone", tuple(order))
     best, *rivals = order
-    compared = {rival: difference(best, rival, figures, samples) for rival in rivals}
+    compared = {rival: difference(best, rival, means, samples) for rival in rivals}
     level = [rival for rival, found in compared.items() if found is None or not found.clear]
     if not level:
         return Standing("best", (best,))
-    tied = all(_printed(figures[rival]) == _printed(figures[best]) for rival in level)
+    tied = all(_printed(means[rival]) == _printed(means[best]) for rival in level)
     return Standing("tie" if tied else "unclear", (best, *level))
 
 
-def _printed(figure: Figure) -> str:
-    return f"{figure.mean:.{DECIMALS}f}"
+def _printed(value: SeedMean) -> str:
+    return f"{value.mean:.{DECIMALS}f}"
 
 
 def _bootstrap(study: Study, metric: str, generator: np.random.Generator) -> dict[Row | None, Samples]:
@@ -143,37 +129,33 @@ def _bootstrap(study: Study, metric: str, generator: np.random.Generator) -> dic
     for row in study.rows:
         samples[row] = {}
         weights = None
-        for method in study.methods:
-            runs = method.runs_of(row)
-            if not runs or not all(_has_pairs(run, row, metric) for run in runs):
+        for contender in study.contenders:
+            runs = contender.runs_of(row)
+            pairs = [found for run in runs if (found := _pairs(run, row, metric))]
+            if not runs or len(pairs) < len(runs):
                 continue
             labels = runs[0].scores[row.name].labels
             if weights is None:
                 weights = draw(labels, generator)
-            per_seed = np.stack([resampled(_pairs(run, row, metric), labels, weights) for run in runs])
-            key = method.name, *method.cells[row]
+            per_seed = np.stack([resampled(found, labels, weights) for found in pairs])
+            key = contender.name, *contender.runs_by_row[row]
             if key not in seeds:
                 seeds[key] = draw_seeds(len(runs), generator)
-            samples[row][method.name] = (per_seed.T * seeds[key]).sum(axis=1)
+            samples[row][contender.name] = (per_seed.T * seeds[key]).sum(axis=1)
     everywhere = set.intersection(*(set(samples[row]) for row in study.rows))
     samples[None] = {name: np.mean([samples[row][name] for row in study.rows], axis=0) for name in everywhere}
     return samples
 
 
-def _has_pairs(run: Run, row: Row, metric: str) -> bool:
+def _pairs(run: Run, row: Row, metric: str) -> RankedPairs | None:
+    """What an AUROC ranks, of `DEFECTIVE_PIXEL_AUROC` only the pixels of defective images; None if it is not kept."""
     scores = run.scores.get(row.name)
     if scores is None or scores.labels.all() or not scores.labels.any():
-        return False
-    return metric == "instance_auroc" or row.name in run.pixel_pairs
-
-
-def _pairs(run: Run, row: Row, metric: str) -> RankedPairs:
-    """What an AUROC ranks; of `anomaly_pixel_auroc` only the pixels of defective images."""
-    scores = run.scores[row.name]
-    if metric == "instance_auroc":
+        return None
+    if metric == IMAGE_AUROC:
         return image_pairs(scores.scores, scores.labels)
-    pairs = run.pixel_pairs[row.name]
-    if metric == "full_pixel_auroc":
+    pairs = run.pixel_pairs.get(row.name)
+    if pairs is None or metric == PIXEL_AUROC:
         return pairs
     return RankedPairs(
         won=pairs.won * scores.labels, positives=pairs.positives, negatives=pairs.negatives * scores.labels

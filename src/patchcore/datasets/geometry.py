@@ -1,7 +1,8 @@
-"""From a file's pixels to the network's: resizing and cropping."""
+"""From the pixels of image and mask files to those of the network: resizing and cropping."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,22 +11,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.datasets.images import load_image
+from patchcore.datasets.images import load_image, load_mask, read_image_size
+from patchcore.types import PatchCoreError, Sample
 
-REDUCED_DECODING = 2
+REDUCED_DECODING = 2  # a reduced JPEG keeps at least this many times the pixels of `resize`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """From a file's pixels to the network's: the shorter side becomes `resize`, then the centre is cropped.
+    """How images become the network's input: the shorter side is resized to `resize`, then the centre is cropped.
 
     Equal, bit for bit, to torchvision's Resize and CenterCrop on Pillow images, without their import time.
 
     Attributes:
         resize: pixels of the shorter side after resizing; the longer follows the aspect ratio, rounded down.
         imagesize: pixels of both sides after cropping, at most `resize`.
-        reduced_decoding: large JPEG files are not decoded at their full size, but at no less than REDUCED_DECODING
-            times `resize`. What resizing makes of that differs from the exact pixels by some tenths of a grey value.
+        reduced_decoding: decode large JPEG files at a fraction of their size, at least REDUCED_DECODING times
+            `resize`. The resized pixels then differ from the exact ones by some tenths of a grey value.
     """
 
     resize: int
@@ -51,17 +53,41 @@ class Geometry:
 
     def mask(self, mask: Image.Image) -> NDArray[np.bool_]:
         """Return (imagesize, imagesize) bool, True on defects, from a mask as `load_mask` gives it."""
-        return np.asarray(self._cropped(mask, Image.Resampling.NEAREST)) != 0
+        return np.asarray(self._crop(mask, Image.Resampling.NEAREST)) != 0
 
     def picture(self, image: Image.Image) -> Image.Image:
-        """Return what the network sees, for people: RGB, imagesize x imagesize, uint8 in [0, 255]."""
+        """Return what the network sees as a picture: RGB, imagesize x imagesize, uint8 in [0, 255]."""
         if image.mode != "RGB":
             raise ValueError(f"expected an image of mode RGB, got {image.mode}; read it with load_image")
-        return self._cropped(image, Image.Resampling.BILINEAR)
+        return self._crop(image, Image.Resampling.BILINEAR)
 
-    def _cropped(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    def _crop(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
         width, height = image.size
         longer = int(self.resize * max(width, height) / min(width, height))
         size = (self.resize, longer) if width <= height else (longer, self.resize)
         left, top = (round((side - self.imagesize) / 2) for side in size)
         return image.resize(size, resample).crop((left, top, left + self.imagesize, top + self.imagesize))
+
+
+def load_masks(samples: Sequence[Sample], geometry: Geometry) -> NDArray[np.bool_] | None:
+    """Return the masks of all samples, (N, imagesize, imagesize) bool, True on defects, none in good images.
+
+    None if a defective sample has no mask: pixel metrics are undefined then.
+
+    Raises:
+        PatchCoreError: a mask cannot be read, or its size is not that of its image.
+    """
+    if any(sample.is_defective and sample.mask_path is None for sample in samples):
+        return None
+    masks = np.zeros((len(samples), geometry.imagesize, geometry.imagesize), dtype=bool)
+    for row, sample in zip(masks, samples, strict=True):
+        if sample.mask_path is None:
+            continue
+        mask, (width, height) = load_mask(sample.mask_path), read_image_size(sample.path)
+        if mask.size != (width, height):
+            raise PatchCoreError(
+                f"the mask {sample.mask_path} is {mask.width}x{mask.height}, but its image {sample.path} is "
+                f"{width}x{height}; save the mask at the size of the image"
+            )
+        row[:] = geometry.mask(mask)
+    return masks

@@ -1,4 +1,4 @@
-"""Image and mask files -> pixels."""
+"""Read image and mask files of any kind into one: 8-bit RGB, and masks of 0 and 255."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ from patchcore.types import PatchCoreError
 
 # Only these decoders may look at a file, whatever its name says: Pillow has others that start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-
-
 _LOSSY_FORMATS = ("JPEG", "MPO")
-
 
 # Modes that Pillow converts to RGB without guessing a range (as it would for F) or a colour space (LAB).
 _RGB_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-
 
 # What Pillow's decoders raise on damaged files, beside its own error: they check little themselves.
 _DECODING_ERRORS = (
@@ -37,7 +33,7 @@ _DECODING_ERRORS = (
 )
 
 
-def load_image(path: Path, least: int | None = None) -> Image.Image:
+def load_image(path: Path, min_side: int | None = None) -> Image.Image:
     """Read a PNG, JPEG, BMP or TIFF file as 8-bit RGB.
 
     Alpha is dropped, not blended. 16-bit grey is divided by 257, so that 65535 becomes 255, whatever range
@@ -45,53 +41,53 @@ def load_image(path: Path, least: int | None = None) -> Image.Image:
     none.
 
     Args:
-        least: JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep so many pixels,
-            which leaves out most of the work.
+        min_side: decode JPEG at a half, a quarter or an eighth of its size if both sides keep this many pixels,
+            which saves most of the work; None decodes every pixel.
 
     Raises:
-        PatchCoreError: the file is missing, damaged, too large or of a kind that has no one meaning as RGB.
+        PatchCoreError: the file is missing, damaged, too large or of a kind that cannot be read as RGB in one way only.
     """
-    with _opened(path) as image:
-        if least is not None:
-            image.draft(None, (least, least))
-        return _rgb(image, path)
+    with _open(path) as image:
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
+        return to_rgb(image, path)
 
 
 def load_mask(path: Path) -> Image.Image:
-    """Read a mask as mode L with 255 on defects and 0 elsewhere: what is not zero in some colour is a defect.
+    """Read a mask as mode L, 255 on defects and 0 elsewhere: a pixel that is not zero in every colour is a defect.
 
-    Alpha does not count, and a palette's colours do, not its indices. JPEG, which surrounds every edge with
+    Alpha is ignored; of a palette the colours count, not the indices. JPEG, which surrounds every edge with
     values near zero, is cut at half its range instead.
 
     Raises:
         PatchCoreError: as `load_image`.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         single = image.mode in ("1", "L") or _is_16_bit(image)
-        values = np.asarray(image if single else _rgb(image, path))
+        values = np.asarray(image if single else to_rgb(image, path))
         defect = values >= 128 if image.format in _LOSSY_FORMATS else values != 0
         if defect.ndim == 3:
             defect = defect.any(axis=2)  # (H, W, 3) -> (H, W)
         return Image.fromarray(defect.astype(np.uint8) * 255)
 
 
-def _image_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from the file's header, without decoding."""
-    with _opened(path) as image:
+    with _open(path) as image:
         return image.size
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file; what goes wrong in the body while decoding it names the file."""
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; an error of the decoder, in the body too, becomes one that names the file."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             yield image
     except _DECODING_ERRORS as error:
-        raise PatchCoreError(f"cannot read the image {path}: {_reason(path, error)}; replace or remove it") from error
+        raise PatchCoreError(f"cannot read the image {path}: {_explain(path, error)}; replace or remove it") from error
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _explain(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         empty = path.stat().st_size == 0
         return "the file is empty" if empty else f"its content is none of {', '.join(_FORMATS)}"
@@ -105,9 +101,15 @@ def _is_16_bit(image: Image.Image) -> bool:
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
+    """Convert an image to mode RGB as `load_image` says; `path` names it in errors."""
     if _is_16_bit(image):
-        return _grey_from_16_bit(image, path).convert("RGB")
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            cure = "scale them to 16 or 8 bits"
+            raise PatchCoreError(f"{path}: expected grey values in 0..65535, got {low}..{high}; {cure}")
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode not in _RGB_CONVERTIBLE:
         kind = "32-bit float" if image.mode == "F" else "another kind"
         cure = "scale its values to 0..255 and save them as an 8-bit PNG"
@@ -117,12 +119,3 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
     # Alpha goes anyway; left here, Pillow would warn that a palette's cannot be kept.
     image.info.pop("transparency", None)
     return image.convert("RGB")
-
-
-def _grey_from_16_bit(image: Image.Image, path: Path) -> Image.Image:
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        cure = "scale them to 16 or 8 bits"
-        raise PatchCoreError(f"{path}: expected grey values in 0..65535, got {low}..{high}; {cure}")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))

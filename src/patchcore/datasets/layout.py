@@ -1,4 +1,4 @@
-"""Categories as folders: which images and masks there are.
+"""Find the images of a category and their masks in its folders, and hold some out of the training.
 
 The layout of MPDD and MVTec AD, which any other set of parts may share:
 
@@ -13,12 +13,16 @@ Hidden files, files that are no images, folders below DEFECT and folders beside 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+
+import numpy as np
 
 from patchcore.types import PatchCoreError, Sample
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_WILDCARDS = " ".join("*" + suffix for suffix in IMAGE_SUFFIXES)
 
 
 def scan_category(root: Path, category: str) -> tuple[list[Sample], list[Sample]]:
@@ -29,23 +33,50 @@ def scan_category(root: Path, category: str) -> tuple[list[Sample], list[Sample]
     Raises:
         PatchCoreError: a folder or mask that must be there is missing, cannot be read, or is ambiguous.
     """
-    folder = _category_folder(Path(root), category)
+    folder = _find_category(Path(root), category)
     train = [
         Sample(path=path, category=category, split="train", defect="good")
-        for path in _good_training_images(folder / "train" / "good")
+        for path in list_images(folder / "train" / "good")
     ]
     test = [
         Sample(path=path, category=category, split="test", defect=defect, mask_path=mask_path)
-        for defect in _defects(folder / "test")
-        for path, mask_path in _with_masks(folder, defect)
+        for defect in _list_defects(folder / "test")
+        for path, mask_path in _list_test_images(folder, defect)
     ]
     if not test:
-        raise PatchCoreError(f"no image in the folders of {folder / 'test'}: expected {_looked_for('them')}")
+        raise PatchCoreError(f"no image in the folders of {folder / 'test'}: expected {_WILDCARDS} in them")
     return train, test
 
 
-def _category_folder(root: Path, category: str) -> Path:
-    folders, _ = _listing(root, expected="the folder that holds a folder per category")
+def split_train(
+    samples: Sequence[Sample], fraction: float, generator: np.random.Generator
+) -> tuple[list[Sample], list[Sample]]:
+    """Split training images at random into those kept and those held out, both in their given order.
+
+    Args:
+        samples: the training images.
+        fraction: share of the images that is kept, in (0, 1]. Below 1 each part gets at least one image.
+        generator: decides which images are held out.
+
+    Raises:
+        PatchCoreError: one image cannot be split in two.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"train_val_split must be in (0, 1], got {fraction}")
+    if fraction == 1:
+        return list(samples), []
+    n = len(samples)
+    if n < 2:
+        raise PatchCoreError(
+            f"train_val_split {fraction} needs at least 2 training images, got {n}; add images or use 1.0"
+        )
+    n_kept = min(max(round(fraction * n), 1), n - 1)
+    kept = set(generator.permutation(n)[:n_kept].tolist())
+    return [samples[i] for i in range(n) if i in kept], [samples[i] for i in range(n) if i not in kept]
+
+
+def _find_category(root: Path, category: str) -> Path:
+    folders, _ = _list_folder(root, expected="the folder that holds a folder per category")
     # Compared with the listing rather than opened: "..", "a/b" and "" would open, but name no category.
     if category in folders:
         return root / category
@@ -63,39 +94,39 @@ def _category_folder(root: Path, category: str) -> Path:
 def _looks_like_category(folder: Path) -> bool:
     try:
         return _has_folder(folder, "train")
-    except PatchCoreError:  # a folder that may not be read is none to suggest
+    except PatchCoreError:  # do not suggest a folder that cannot be read
         return False
 
 
-def _good_training_images(folder: Path) -> list[Path]:
-    _, images = _listing(folder, expected="the good images to train on")
+def list_images(folder: Path) -> list[Path]:
+    _, images = _list_folder(folder, expected="the good images to train on")
     if not images:
-        raise PatchCoreError(f"no image in {folder}: expected {_looked_for('it')}")
+        raise PatchCoreError(f"no image in {folder}: expected {_WILDCARDS} in it")
     return [folder / name for name in images]
 
 
-def _defects(folder: Path) -> list[str]:
-    defects, _ = _listing(folder, expected="a folder good and one per kind of defect")
+def _list_defects(folder: Path) -> list[str]:
+    defects, _ = _list_folder(folder, expected="a folder good and one per kind of defect")
     for name in defects:
         if name != "good" and name.lower() == "good":
             raise PatchCoreError(f"{folder / name}: its images would count as defective; rename it to 'good'")
     return defects
 
 
-def _with_masks(folder: Path, defect: str) -> list[tuple[Path, Path | None]]:
-    """Pair the images of test/`defect` with their masks, or with None where none are to be had."""
+def _list_test_images(folder: Path, defect: str) -> list[tuple[Path, Path | None]]:
+    """List the images of test/`defect`, each with its mask, or with None where it has none."""
     image_folder, mask_folder = folder / "test" / defect, folder / "ground_truth" / defect
-    _, names = _listing(image_folder, expected="test images")
+    _, names = _list_folder(image_folder, expected="test images")
     images = [image_folder / name for name in names]
     if defect == "good" or not _has_folder(folder, "ground_truth"):
         return [(path, None) for path in images]
-    mask_names = _listing(mask_folder, expected="masks")[1] if _has_folder(mask_folder.parent, defect) else []
-    masks = _pair(images, [mask_folder / name for name in mask_names], mask_folder)
+    mask_names = _list_folder(mask_folder, expected="masks")[1] if _has_folder(mask_folder.parent, defect) else []
+    masks = _match_masks(images, [mask_folder / name for name in mask_names], mask_folder)
     return list(zip(images, masks, strict=True))
 
 
-def _pair(images: list[Path], masks: list[Path], mask_folder: Path) -> list[Path]:
-    """Return the mask of each image: the one that bears its stem, with or without `_mask`."""
+def _match_masks(images: list[Path], masks: list[Path], mask_folder: Path) -> list[Path]:
+    """Return the mask of each image: the file of the same stem, with or without `_mask`."""
     by_stem: dict[str, list[Path]] = {}
     for mask in masks:
         by_stem.setdefault(mask.stem, []).append(mask)
@@ -116,7 +147,7 @@ def _pair(images: list[Path], masks: list[Path], mask_folder: Path) -> list[Path
     return list(claims)
 
 
-def _listing(folder: Path, *, expected: str) -> tuple[list[str], list[str]]:
+def _list_folder(folder: Path, *, expected: str) -> tuple[list[str], list[str]]:
     """Return the sorted names of the visible folders and image files in `folder`."""
     try:
         with os.scandir(folder) as entries:
@@ -126,19 +157,11 @@ def _listing(folder: Path, *, expected: str) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise PatchCoreError(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
     folders = sorted(name for name, is_folder in visible if is_folder)
-    # A link to a file that is gone counts as an image: to be named when it is opened, not dropped unseen.
-    images = sorted(name for name, is_folder in visible if not is_folder and _is_image_name(name))
+    # A link to a missing file counts as an image: opening it gives an error that names it.
+    images = sorted(name for name, is_folder in visible if not is_folder and name.lower().endswith(IMAGE_SUFFIXES))
     return folders, images
 
 
 def _has_folder(folder: Path, name: str) -> bool:
-    # By listing, as Path.exists would raise, without a path, in a folder that may not be read.
-    return name in _listing(folder, expected=f"a folder {name}")[0]
-
-
-def _is_image_name(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _looked_for(where: str) -> str:
-    return f"{' '.join('*' + suffix for suffix in IMAGE_SUFFIXES)} in {where}"
+    # By listing: in a folder that cannot be read, Path.exists raises an error without the path.
+    return name in _list_folder(folder, expected=f"a folder {name}")[0]

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import torch
-from torch.utils.data import Dataset
 
 from patchcore.datasets.geometry import Geometry
 from patchcore.types import Sample
 
-VIEWS = 8  # the symmetries of the square
+VIEWS = 8  # images per sample with `augment`: the symmetries of the square
 
 
-class ImageDataset(Dataset[torch.Tensor]):
-    """The pixels (3, imagesize, imagesize) uint8 of some samples, in their order.
+class Images(Protocol):
+    """What a loader reads: a number of images, each (3, H, W) uint8, all of one size."""
 
-    With `augment` every sample comes in the 8 views of the square's symmetry group, one after the other:
-    index i is sample i // 8 in view i % 8, view 0 as it is, 1 to 3 turned, 4 to 7 turned and mirrored.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+
+class ImageDataset:
+    """The pixels of samples in their order, each (3, imagesize, imagesize) uint8.
+
+    With `augment` every sample appears in the 8 views of the square's symmetry group, one after the other:
+    index i is sample i // 8 in view i % 8; view 0 is the image itself, 1 to 3 are turned, 4 to 7 turned and mirrored.
     """
 
     def __init__(self, samples: Sequence[Sample], geometry: Geometry, augment: bool = False) -> None:
@@ -41,16 +49,11 @@ class ImageDataset(Dataset[torch.Tensor]):
         latest = self._latest  # one look, as other threads replace it
         if latest is None or latest[0] != index // VIEWS:
             latest = self._latest = index // VIEWS, self._read(index // VIEWS)
-        return _view(latest[1], index % VIEWS)
+        turned = torch.rot90(latest[1], index % 4, (1, 2))
+        return turned.flip(2) if index % VIEWS >= 4 else turned
 
     def _read(self, index: int) -> torch.Tensor:
         return self.geometry.read(self.samples[index].path)
-
-
-def _view(image: torch.Tensor, element: int) -> torch.Tensor:
-    """Return (C, S, S) under one of the 8 symmetries of the square; element 0 is the identity."""
-    turned = torch.rot90(image, element % 4, (1, 2))
-    return turned.flip(2) if element >= 4 else turned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +61,17 @@ class PrefetchLoader:
     """Batches (B, 3, H, W) uint8 of a data set in its order, decoded ahead by threads; the last may be smaller.
 
     Pillow and numpy release the interpreter while they work, so that threads decode as fast as worker
-    processes and give the first batch in half the time. The error of a bad image arrives as it was raised,
-    after the whole batches before it. Leaving a loop early ends the threads.
+    processes and give the first batch in half the time. The error of a bad image is raised after the whole batches
+    before it. Leaving a loop early ends the threads.
 
     Attributes:
+        dataset: the images.
         batch_size: images per batch.
         num_workers: decoding threads; 0 decodes in the calling thread.
         pin_memory: batches lie in page-locked memory, for asynchronous copies to CUDA; ignored without CUDA.
     """
 
-    dataset: ImageDataset
+    dataset: Images
     batch_size: int
     num_workers: int
     pin_memory: bool = False
@@ -78,15 +82,12 @@ class PrefetchLoader:
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
 
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
     def __iter__(self) -> Iterator[torch.Tensor]:
-        with closing(self._images()) as images:
+        with closing(self._decode()) as images:
             while batch := list(islice(images, self.batch_size)):
                 yield self._stack(batch)
 
-    def _images(self) -> Iterator[torch.Tensor]:
+    def _decode(self) -> Generator[torch.Tensor, None, None]:
         indices = iter(range(len(self.dataset)))
         if self.num_workers == 0:
             yield from map(self.dataset.__getitem__, indices)
@@ -109,10 +110,3 @@ class PrefetchLoader:
         if self.pin_memory and torch.cuda.is_available():
             out = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True)
         return torch.stack(rows, out=out).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
-
-
-def image_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, *, pin_memory: bool = False
-) -> PrefetchLoader:
-    """Return the batches (B, 3, H, W) uint8 of `dataset`, in order; see `PrefetchLoader`."""
-    return PrefetchLoader(dataset=dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,29 +28,17 @@ log = logging.getLogger(__name__)
 
 DEFAULT_GIB = 20.0
 
-
 _SUFFIX = ".map"
-
 
 _MAGIC = b"PCFMAP1\n"
 
-
 _HEADER = struct.Struct("<8s5I")  # magic, whether channels are last, three sizes in the order of storage, CRC-32
-
 
 # What may be deleted to make room: maps, and what a killed run left half written.
 _OURS = re.compile(rf"[0-9a-f]+{re.escape(_SUFFIX)}|\.[0-9a-f]{{32}}\.tmp")
 
-
 # Share of the limit that is written before the folder is looked at again.
 _STEP = 0.05
-
-
-class Counts(NamedTuple):
-    """Images whose maps all came from the cache, and images that had to pass through a backbone."""
-
-    found: int
-    passed: int
 
 
 class FeatureCache:
@@ -108,7 +95,7 @@ class FeatureCache:
                 )
         if not self._writes:
             return
-        data = memoryview(np.ascontiguousarray(stored, np.float32)).cast("B")
+        data = np.ascontiguousarray(stored, np.float32).data.cast("B")
         try:
             with atomic_write(self._path(name)) as aside, aside.open("wb") as file:
                 file.write(_HEADER.pack(_MAGIC, channels_last, *stored.shape, zlib.crc32(data)))
@@ -125,9 +112,9 @@ class FeatureCache:
         else:
             self._passed += images
 
-    def take_counts(self) -> Counts:
-        """What was counted since the last call."""
-        counts = Counts(self._found, self._passed)
+    def take_counts(self) -> tuple[int, int]:
+        """Images found and images passed through a backbone since the last call."""
+        counts = self._found, self._passed
         self._found = self._passed = 0
         return counts
 

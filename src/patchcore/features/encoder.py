@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,18 +30,46 @@ _SOURCES = (
     "backbones/efficientnet_lite0.py",
 )
 
-
 # Environment variables by which libraries choose kernels.
 _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
 
 
-class ImageFeatures:
-    """Images -> feature maps, by a frozen backbone, or from a cache where they are known."""
+class Encoder:
+    """Images of one size -> feature maps, by a frozen backbone, or from a cache where they are known.
 
-    def __init__(self, extractor: FeatureExtractor, cache: FeatureCache | None = None) -> None:
+    Attributes:
+        layers: the names of the layers.
+        shapes: (C, h, w) of every layer's map.
+        device: where the backbone is.
+        nbytes_per_image: what the maps of one image take.
+        backbone: the backbone's name.
+        weights: the name of the weights that were loaded.
+        checksum: of their values; None where it was not asked for.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        size: tuple[int, int],
+        cache: FeatureCache | None = None,
+        *,
+        weights: str = "",
+        checksum: str | None = None,
+    ) -> None:
+        """Look at the maps of one image of `size` (H, W).
+
+        Raises:
+            PatchCoreError: for an image size that the network does not take.
+        """
+        self.backbone = extractor.name
+        self.layers = extractor.layers
+        self.shapes = list(extractor.layer_shapes(size).values())
+        self.nbytes_per_image = sum(math.prod(shape) for shape in self.shapes) * torch.float32.itemsize
+        self.device = next(extractor.parameters()).device
+        self.weights = weights
+        self.checksum = checksum
         self._extractor = extractor
         self._cache = cache
-        self._network: bytes | None = None
 
     def __call__(self, images: Tensor, timer: StageTimer, *, cached: bool = True) -> list[Tensor]:
         """Feature maps, without gradient.
@@ -60,10 +90,10 @@ class ImageFeatures:
         with timer("cache"):
             names = self._names(images)
             known = [[self._cache.read(name) for name in of_layer] for of_layer in names]
-            maps = [_batch(of_layer) for of_layer in known]
-            self._cache.count(len(images), found=None not in maps)
-            if None not in maps:
-                return [x.to(self._device, non_blocking=True) for x in maps]
+            batches = [x for x in map(_batch, known) if x is not None]
+            self._cache.count(len(images), found=len(batches) == len(known))
+            if len(batches) == len(known):
+                return [x.to(self.device, non_blocking=True) for x in batches]
         maps = self._extract(images, timer)
         with timer("cache"):
             for of_layer, known_of_layer, x in zip(names, known, maps, strict=True):
@@ -74,20 +104,13 @@ class ImageFeatures:
                         self._cache.write(name, one, channels_last)
         return maps
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._extractor.parameters()).device
-
-    @torch.no_grad()
     def _extract(self, images: Tensor, timer: StageTimer) -> list[Tensor]:
         with timer("backbone"):
-            maps = self._extractor(normalise(images.to(self._device, non_blocking=True)))
-            return [_in_one_of_two_orders(x) for x in maps.values()]
+            maps = self._extractor(normalise(images.to(self.device, non_blocking=True)))
+            return [_order(x) for x in maps.values()]
 
     def _names(self, images: Tensor) -> list[list[str]]:
         """The names of the maps: for each layer, for each image."""
-        if self._network is None:
-            self._network = _identity(self._extractor)
         batch = images.cpu().contiguous().numpy()
         conditions = f"{batch.shape} {torch.get_num_threads()}".encode()
         pixels = [hashlib.blake2b(image, digest_size=32).digest() for image in batch]
@@ -96,41 +119,36 @@ class ImageFeatures:
             parts = (self._network, conditions, layer.encode(), image)
             return hashlib.blake2b(b"|".join(parts), digest_size=20).hexdigest()
 
-        return [[name(layer, image) for image in pixels] for layer in self._extractor.layers]
+        return [[name(layer, image) for image in pixels] for layer in self.layers]
+
+    @cached_property
+    def _network(self) -> bytes:
+        """A hash of the network, its structure and its tensors, and of what else its digits may depend on."""
+        if self.device.type == "cuda":
+            hardware = f"{torch.cuda.get_device_name(self.device)} cudnn {torch.backends.cudnn.version()}"
+        else:
+            hardware = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
+        software = [f"{name} {version(name)}" for name in ("torch", "torchvision", "timm")]
+        backends, module = torch.backends, self._extractor.module
+        switches = {  # which kernels compute a map, and in which precision
+            "precision": torch.get_float32_matmul_precision(),
+            "cudnn": (backends.cudnn.allow_tf32, backends.cudnn.benchmark, backends.cudnn.deterministic),
+            "onednn": backends.mkldnn.enabled,
+            **{name: os.environ.get(name) for name in _VARIABLES},
+        }
+        kernels = [f"{name} {value}" for name, value in switches.items()]
+        conditions = [self.backbone, self._extractor.precision, *software, hardware, *kernels, repr(module)]
+        # SHA-256, since processors compute it in hardware: 0.25 s for the 263 MiB of WideResNet50.
+        digest = hashlib.sha256("\n".join(conditions).encode())
+        for source in _SOURCES:
+            digest.update((Path(__file__).parents[1] / source).read_bytes())
+        for name, tensor in module.state_dict().items():
+            digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.digest()
 
 
-def _identity(extractor: FeatureExtractor) -> bytes:
-    """A hash of the network, its structure and its tensors, and of what else its digits may depend on."""
-    device = next(extractor.parameters()).device
-    if device.type == "cuda":
-        hardware = f"{torch.cuda.get_device_name(device)} cudnn {torch.backends.cudnn.version()}"
-    else:
-        hardware = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
-    software = [f"{name} {version(name)}" for name in ("torch", "torchvision", "timm")]
-    conditions = [extractor.name, extractor.precision, *software, hardware, *_switches(), repr(extractor.module)]
-    # SHA-256, since processors compute it in hardware: 0.25 s for the 263 MiB of WideResNet50.
-    digest = hashlib.sha256("\n".join(conditions).encode())
-    for source in _SOURCES:
-        digest.update((Path(__file__).parents[1] / source).read_bytes())
-    for name, tensor in extractor.module.state_dict().items():
-        digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.digest()
-
-
-def _switches() -> list[str]:
-    """What else decides which kernels compute a map, and in which precision."""
-    backends = torch.backends
-    flags = {
-        "precision": torch.get_float32_matmul_precision(),
-        "cudnn": (backends.cudnn.allow_tf32, backends.cudnn.benchmark, backends.cudnn.deterministic),
-        "onednn": backends.mkldnn.enabled,
-        **{name: os.environ.get(name) for name in _VARIABLES},
-    }
-    return [f"{name} {value}" for name, value in flags.items()]
-
-
-def _in_one_of_two_orders(x: Tensor) -> Tensor:
+def _order(x: Tensor) -> Tensor:
     """A (B, C, h, w) map, contiguous with channels first or last; what reads it may round differently by its order."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -139,7 +157,9 @@ def _in_one_of_two_orders(x: Tensor) -> Tensor:
 
 def _batch(maps: Sequence[tuple[NDArray[np.float32], bool] | None]) -> Tensor | None:
     """The maps of the images of a batch as one (B, C, h, w) tensor; None unless all are there and alike."""
-    if any(one is None for one in maps) or len({(one[0].shape, one[1]) for one in maps}) != 1:
+    known = [one for one in maps if one is not None]
+    kinds = {(stored.shape, channels_last) for stored, channels_last in known}
+    if len(known) < len(maps) or len(kinds) != 1:
         return None
-    stacked = torch.from_numpy(np.stack([one for one, _ in maps]))
-    return stacked.permute(0, 3, 1, 2) if maps[0][1] else stacked
+    stacked = torch.from_numpy(np.stack([stored for stored, _ in known]))
+    return stacked.permute(0, 3, 1, 2) if known[0][1] else stacked

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from patchcore.backbones.registry import Backbone, near_misses
-from patchcore.features.folding import _copy_structure, _Pairs
+from patchcore.backbones.build import Backbone
+from patchcore.backbones.registry import near_misses
+from patchcore.features.folding import copy_structure, find_pairs, fold
 from patchcore.types import PatchCoreError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 # How far folded batch normalisation may move a map, relative to the map's largest value.
 _FOLD_TOLERANCE = 1e-4
-
 
 # Image size for looking at a network that takes any: a multiple of every usual patch size.
 _PROBE_SIZE = (224, 224)
@@ -68,17 +65,17 @@ class FeatureExtractor(nn.Module):
         self.prefix_tokens = backbone.prefix_tokens
         self._memory_format: torch.memory_format | None = None
 
-        module = _copy_structure(backbone.module)
+        module = copy_structure(backbone.module)
         for layer in self.layers:
             _check_layer(module, layer, self.name)
         with torch.inference_mode(False):  # inference tensors do not count their changes
             size = self.image_size or _PROBE_SIZE
             probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
             probe = probe.to(next(module.parameters()).device)
-            pairs = _Pairs(module)
-            expected = self._run(module, probe)
-            pairs.stop()
-            self.module = self._faster(module, pairs, probe, expected)
+            with find_pairs(module) as pairs:
+                expected = self._run(module, probe)
+            foldable = [pair for pair in pairs if pair[0] not in self.layers]  # these give what they gave
+            self.module = self._faster(module, foldable, probe, expected)
         declared = "NHWC" in str(getattr(module, "output_fmt", ""))  # how timm's Swin and its kin say so
         self._channels_last = {layer: _channels_last(expected[layer], declared) for layer in self.layers}
         for layer, output in expected.items():
@@ -131,16 +128,22 @@ class FeatureExtractor(nn.Module):
         """Stay in evaluation mode: the backbone is frozen."""
         return super().train(False)
 
-    def _faster(self, module: nn.Module, pairs: _Pairs, probe: Tensor, expected: dict[str, Tensor]) -> nn.Module:
+    def _faster(
+        self, module: nn.Module, pairs: Sequence[tuple[str, str]], probe: Tensor, expected: dict[str, Tensor]
+    ) -> nn.Module:
         """The network with batch normalisation folded, or as it is where that would change a map."""
-        folded = pairs.fold(module, keep=self.layers)
-        if folded is None:
+        if not pairs:
             return module
+        folded = fold(module, pairs)
         try:
             outputs = self._run(folded, probe)
         except (AttributeError, RuntimeError, TypeError):  # a network that looks into the layers replaced
             return module
-        return folded if all(_close(outputs[layer], expected[layer]) for layer in self.layers) else module
+        same = (
+            (outputs[layer] - value).abs().max() <= _FOLD_TOLERANCE * value.abs().max()
+            for layer, value in expected.items()
+        )
+        return folded if all(same) else module
 
     def _run(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """What the layers give for `images`, by a forward pass that ends with the last of them."""
@@ -183,7 +186,7 @@ class FeatureExtractor(nn.Module):
         if output.ndim == 4:
             return output.permute(0, 3, 1, 2) if self._channels_last[layer] else output  # (B, C, H, W)
         batch, tokens, channels = output.shape
-        embedding = getattr(self.module, "patch_embed", None)
+        embedding: Any = getattr(self.module, "patch_embed", None)
         if not hasattr(embedding, "dynamic_feat_size"):
             raise PatchCoreError(
                 f"layer {layer} of {self.name} gives {_describe(output)}, but the network tells no patch grid"
@@ -199,15 +202,7 @@ class FeatureExtractor(nn.Module):
         return grid.permute(0, 3, 1, 2)
 
 
-class Scale(NamedTuple):
-    """A layer, its channels, and how many image pixels one of its positions stands for along an axis."""
-
-    layer: str
-    channels: int
-    reduction: int
-
-
-def feature_scales(backbone: Backbone) -> list[Scale]:
+def default_layers(backbone: Backbone) -> tuple[str, ...]:
     """The layers to model at several scales: those at reductions 4, 8 and 16, the finest first.
 
     A transformer with one resolution gives one layer, two thirds of the way up: `blocks.7` of 12, which
@@ -216,15 +211,15 @@ def feature_scales(backbone: Backbone) -> list[Scale]:
     Raises:
         PatchCoreError: where neither a table nor timm's `feature_info` knows the network.
     """
-    if backbone.scales:
-        return [Scale(layer, channels, 4 * 2**i) for i, (layer, channels) in enumerate(backbone.scales)]
-    info = getattr(backbone.module, "feature_info", None)
-    entries = [Scale(item["module"], item["num_chs"], item["reduction"]) for item in info or []]
+    if backbone.layers:
+        return backbone.layers
+    info: Any = getattr(backbone.module, "feature_info", None)
+    entries = [(item["module"], item["reduction"]) for item in info or []]
     if not entries:
         raise PatchCoreError(f"the scales of backbone {backbone.name} are not known; name the layers")
-    if len({entry.reduction for entry in entries}) == 1:
-        return [entries[len(entries) * 2 // 3 - 1]]
-    return [entry for entry in entries if entry.reduction in (4, 8, 16)]
+    if len({reduction for _, reduction in entries}) == 1:
+        return (entries[len(entries) * 2 // 3 - 1][0],)
+    return tuple(layer for layer, reduction in entries if reduction in (4, 8, 16))
 
 
 class _AllCapturedError(Exception):
@@ -256,10 +251,6 @@ def _channels_last(output: Tensor, declared: bool) -> bool:
     if (first == second) != (second == third):
         return first == second
     return declared  # the channels are as many as the rows, or the image was not square
-
-
-def _close(value: Tensor, expected: Tensor) -> bool:
-    return bool((value - expected).abs().max() <= _FOLD_TOLERANCE * expected.abs().max())
 
 
 def _describe(output: Any) -> str:

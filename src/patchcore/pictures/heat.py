@@ -1,4 +1,4 @@
-"""Colours of anomaly maps."""
+"""Colours of anomaly maps, and the scale that maps share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patchcore.pictures.text import Colour, _check_finite
+from patchcore.pictures.text import Colour
 
 # Navy, violet, plum, rose, orange, amber, ivory: the position of each is its CIE lightness L*, rescaled to
 # [0, 1]: equal steps of the map are equal steps of lightness, and the order survives a grey-scale print.
@@ -21,26 +21,16 @@ _CONTROL_POINTS: tuple[tuple[float, Colour], ...] = (
     (0.817, (250, 190, 74)),
     (1.000, (255, 250, 216)),
 )
-
-
 _POSITIONS, _COLOURS = zip(*_CONTROL_POINTS, strict=True)
-
-
-_STEPS = np.linspace(0, 1, 256)
-
-
-_CHANNELS = [np.interp(_STEPS, _POSITIONS, channel) for channel in zip(*_COLOURS, strict=True)]
-
+_CHANNELS = [np.interp(np.linspace(0, 1, 256), _POSITIONS, channel) for channel in zip(*_COLOURS, strict=True)]
 
 HEAT_COLOURS: NDArray[np.uint8] = np.stack(_CHANNELS, axis=1).round().astype(np.uint8)
-
-
 """(256, 3) RGB, from normal to anomalous."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeatScale:
-    """The map values at the two ends of the colour map, shared by all images of a category."""
+    """The map values at the two ends of the heat colours, shared by all images of a category."""
 
     low: float
     high: float
@@ -62,41 +52,41 @@ class HeatScale:
             maps: (N, H, W) anomaly maps, the higher the more anomalous; finite.
 
         Raises:
-            ValueError: where the maps are empty, not three-dimensional, or hold nan or infinity.
+            ValueError: the maps are empty, not three-dimensional, or hold nan or infinity.
         """
         maps = np.asarray(maps)
         if maps.ndim != 3 or maps.size == 0:
             raise ValueError(f"a heat scale needs (N, H, W) maps with at least one pixel, got shape {maps.shape}")
-        _check_finite("maps", maps)
+        check_finite("maps", maps)
         low = float(np.median(maps[:, ::4, ::4]))
         high = float(np.quantile(maps.max(axis=(1, 2)), 0.95))
         return cls(low=low, high=max(low, high))
 
+    def levels(self, anomaly_map: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """The index into `HEAT_COLOURS` of every pixel; values beyond the scale get its ends.
 
-def colourise(anomaly_map: NDArray[np.floating], scale: HeatScale) -> NDArray[np.uint8]:
-    """Colours of a map: dark is normal, bright is anomalous, values beyond the scale look like its ends.
+        On a scale without extent (`low == high`) values up to it get 0 and values above it 255.
 
-    On a scale without extent (`low == high`) all values up to it are normal and all above it anomalous.
+        Args:
+            anomaly_map: (H, W) anomaly map, the higher the more anomalous; finite.
 
-    Args:
-        anomaly_map: (H, W) anomaly map, the higher the more anomalous; finite.
-        scale: the values at the ends of the colour map.
+        Returns:
+            (H, W) uint8.
+        """
+        anomaly_map = np.asarray(anomaly_map)
+        if anomaly_map.ndim != 2 or anomaly_map.size == 0:
+            raise ValueError(f"expected an (H, W) anomaly map with at least one pixel, got shape {anomaly_map.shape}")
+        check_finite("the anomaly map", anomaly_map)
+        if self.low == self.high:
+            return np.where(anomaly_map > self.low, np.uint8(255), np.uint8(0))
+        within = np.clip(anomaly_map, self.low, self.high, dtype=np.float64)
+        within -= self.low
+        within /= self.high - self.low
+        return (within * 255 + 0.5).astype(np.uint8)
 
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    return HEAT_COLOURS.take(_levels(anomaly_map, scale), axis=0)
 
-
-def _levels(anomaly_map: NDArray[np.floating], scale: HeatScale) -> NDArray[np.uint8]:
-    """Index into the colour map of every pixel of an (H, W) map."""
-    anomaly_map = np.asarray(anomaly_map)
-    if anomaly_map.ndim != 2 or anomaly_map.size == 0:
-        raise ValueError(f"expected an (H, W) anomaly map with at least one pixel, got shape {anomaly_map.shape}")
-    _check_finite("the anomaly map", anomaly_map)
-    if scale.low == scale.high:
-        return np.where(anomaly_map > scale.low, np.uint8(255), np.uint8(0))
-    within = np.clip(anomaly_map, scale.low, scale.high, dtype=np.float64)
-    within -= scale.low
-    within /= scale.high - scale.low
-    return (within * 255 + 0.5).astype(np.uint8)
+def check_finite(name: str, values: NDArray[np.floating]) -> None:
+    """Raise ValueError if `values` hold nan or infinity."""
+    wrong = values.size - np.count_nonzero(np.isfinite(values))
+    if wrong:
+        raise ValueError(f"{name} must be finite, got nan or infinity in {wrong} of {values.size} values")

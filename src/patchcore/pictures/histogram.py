@@ -1,4 +1,4 @@
-"""How the scores of good and of defective images are distributed."""
+"""Draw how the scores of good and of defective images are distributed."""
 
 from __future__ import annotations
 
@@ -9,54 +9,45 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from patchcore.pictures.text import BACKGROUND, MUTED, SURFACE, TEXT, Colour, _check_finite, _fit, _font, _short
+from patchcore.pictures.heat import check_finite
+from patchcore.pictures.text import BACKGROUND, MUTED, SURFACE, TEXT, Colour, fit_text, format_number, load_font
 
 # Sky blue and orange of Okabe and Ito: told apart with every kind of colour vision.
 GOOD: Colour = (86, 180, 233)
-
-
 DEFECTIVE: Colour = (240, 150, 30)
 
+SIZE = (640, 360)  # px
 
-def score_histogram(
-    scores: ArrayLike,
-    labels: ArrayLike,
-    threshold: float | None,
-    *,
-    title: str,
-    size: tuple[int, int] = (640, 360),
-) -> Image.Image:
-    """How the scores of good and of defective images are distributed, with the threshold as a line.
+
+def draw_histogram(scores: ArrayLike, labels: ArrayLike, threshold: float | None, *, title: str) -> Image.Image:
+    """Draw how the scores of good and of defective images are distributed, with the threshold as a line.
 
     Args:
         scores: (N,) image scores, the higher the more anomalous; finite.
         labels: (N,) bool, True where the image is defective.
         threshold: the score from which on an image counts as defective; None draws no line.
-        title: shortened in its middle where it is too long.
-        size: width and height in px, at least 400 x 240.
+        title: shortened in its middle if it is too long.
 
     Returns:
-        RGB image of that size.
+        RGB image of 640 x 360 px.
     """
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     if scores.ndim != 1 or scores.shape != labels.shape or not scores.size:
         raise ValueError(f"expected one label for each of N >= 1 scores, got {scores.shape} and {labels.shape}")
-    if size[0] < 400 or size[1] < 240:
-        raise ValueError(f"a histogram needs at least 400 x 240 px, got {size[0]} x {size[1]}")
-    _check_finite("scores", scores)
+    check_finite("scores", scores)
     marks = [] if threshold is None else [float(threshold)]
-    _check_finite("threshold", np.array(marks))
+    check_finite("threshold", np.array(marks))
 
-    edges = _bin_edges(np.concatenate([scores, marks]), bins=size[0] // 16, anchor=threshold)
+    edges = _place_bins(np.concatenate([scores, marks]), bins=SIZE[0] // 16, anchor=threshold)
     good, defective = (np.histogram(scores[labels == label], edges)[0] for label in (False, True))
-    plot = _Plot(size, edges, tallest=int(max(good.max(), defective.max())))
+    plot = _Plot(edges, tallest=int(max(good.max(), defective.max())))
     plot.draw_axes()
     plot.draw_bars(good, GOOD)
     plot.draw_bars(defective, DEFECTIVE)
     legend = [(f"good ({(~labels).sum()})", GOOD), (f"defective ({labels.sum()})", DEFECTIVE)]
     for mark in marks:
         plot.draw_threshold(mark)
-        legend.append((f"threshold {_short(mark)}", TEXT))
+        legend.append((f"threshold {format_number(mark)}", TEXT))
     plot.draw_header(title, legend)
     return plot.sheet
 
@@ -64,11 +55,11 @@ def score_histogram(
 class _Plot:
     """The canvas of a histogram: a sheet, the rectangle that holds the bars, and the bins that it spans."""
 
-    def __init__(self, size: tuple[int, int], edges: NDArray[np.float64], *, tallest: int) -> None:
-        self.sheet = Image.new("RGB", size, BACKGROUND)
+    def __init__(self, edges: NDArray[np.floating], *, tallest: int) -> None:
+        self.sheet = Image.new("RGB", SIZE, BACKGROUND)
         self.draw = ImageDraw.Draw(self.sheet)
-        self.font = _font(12)
-        self.left, self.top, self.right, self.bottom = 48, 66, size[0] - 16, size[1] - 44
+        self.font = load_font(12)
+        self.left, self.top, self.right, self.bottom = 48, 66, SIZE[0] - 16, SIZE[1] - 44
         self.edges = edges
         self.tallest = max(1, tallest)
 
@@ -80,10 +71,10 @@ class _Plot:
         return round(self.bottom - count / self.tallest * (self.bottom - self.top))
 
     def draw_axes(self) -> None:
-        for value, label in _ticks(0, self.tallest, most=5, least_step=1):
+        for value, label in _place_ticks(0, self.tallest, most=5, least_step=1):
             self.draw.line((self.left, self.y(value), self.right, self.y(value)), fill=SURFACE)
             self.draw.text((self.left - 8, self.y(value)), label, font=self.font, fill=MUTED, anchor="rm")
-        for value, label in _ticks(self.edges[0], self.edges[-1], most=6):
+        for value, label in _place_ticks(self.edges[0], self.edges[-1], most=6):
             self.draw.line((self.x(value), self.bottom, self.x(value), self.bottom + 4), fill=MUTED)
             self.draw.text((self.x(value), self.bottom + 8), label, font=self.font, fill=MUTED, anchor="mt")
         self.draw.line((self.left, self.bottom, self.right, self.bottom), fill=MUTED)
@@ -104,7 +95,7 @@ class _Plot:
             self.draw.line((x, y, x, min(y + 3, self.bottom - 1)), fill=TEXT, width=2)
 
     def draw_header(self, title: str, legend: Sequence[tuple[str, Colour]]) -> None:
-        text, font = _fit(title, 15, self.sheet.width - 32)
+        text, font = fit_text(title, 15, self.sheet.width - 32)
         self.draw.text((16, 20), text, font=font, fill=TEXT, anchor="lm")
         self.draw.text((16, 46), "images", font=self.font, fill=MUTED, anchor="lm")
         right = self.right
@@ -115,10 +106,10 @@ class _Plot:
             right -= 28
 
 
-def _bin_edges(values: NDArray[np.float64], *, bins: int, anchor: float | None) -> NDArray[np.float64]:
-    """About `bins` equal bins that hold all values, one edge exactly on `anchor`: no bar straddles the threshold."""
+def _place_bins(values: NDArray[np.float64], *, bins: int, anchor: float | None) -> NDArray[np.floating]:
+    """Return the edges of about `bins` equal bins that hold all values; no bar straddles `anchor`, which is an edge."""
     low, high = float(values.min()), float(values.max())
-    # A little room at both ends; where all values are equal, a span that is wide next to their rounding.
+    # A little room at both ends; if all values are equal, a span that is wide compared with their rounding.
     spare = 0.02 * (high - low) or max(abs(high), 1.0) * 0.05
     low, high = low - spare, high + spare
     width = (high - low) / bins
@@ -126,12 +117,12 @@ def _bin_edges(values: NDArray[np.float64], *, bins: int, anchor: float | None) 
     return anchor + width * np.arange(math.floor((low - anchor) / width), math.ceil((high - anchor) / width) + 1)
 
 
-def _ticks(low: float, high: float, *, most: int, least_step: float = 0) -> list[tuple[float, str]]:
-    """Up to `most` + 1 round values in [low, high], 1, 2 or 5 times a power of ten apart, with their labels."""
+def _place_ticks(low: float, high: float, *, most: int, least_step: float = 0) -> list[tuple[float, str]]:
+    """Return up to `most` + 1 round values in [low, high], 1, 2 or 5 times a power of ten apart, and their labels."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = max(least_step, next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / most))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     values = [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
     if decimals > 4 or max(abs(low), abs(high)) >= 1e6:
-        return [(value, _short(value)) for value in values]
+        return [(value, format_number(value)) for value in values]
     return [(value, f"{value:.{decimals}f}") for value in values]

@@ -1,166 +1,218 @@
-"""Image, ground truth and heat map side by side: arrays and a font."""
+"""Draw image, ground truth and heat map side by side, and read them back.
+
+The PNG file of an overlay carries its title, both scores and the boxes of the three panels as text (iTXt), so that
+nobody has to parse its name or find the panels among its pixels.
+"""
 
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from patchcore.pictures.heat import _STEPS, HEAT_COLOURS, HeatScale, _levels
-from patchcore.pictures.text import BACKGROUND, MUTED, SURFACE, TEXT, Colour, _fit, _font, _short
+from patchcore.pictures import png
+from patchcore.pictures.heat import HEAT_COLOURS, HeatScale
+from patchcore.pictures.text import BACKGROUND, MUTED, SURFACE, TEXT, Colour, fit_text, format_number, load_font
 
-# Cyan occurs nowhere in the heat map, and nobody confuses it with orange.
+# Cyan does not occur in the heat map, and nobody confuses it with orange.
 OUTLINE: Colour = (60, 230, 255)
 
-
 # Opacity of the heat over the part: normal places show the part, hot ones the colour.
-_OPACITY = (255 * (0.45 + 0.45 * _STEPS)).round().astype(np.uint8)  # (256,)
+_OPACITY = (255 * (0.45 + 0.45 * np.linspace(0, 1, 256))).round().astype(np.uint8)  # (256,)
+
+_MIN_PANEL = 192  # px; below it neither title nor captions fit
+
+# Keywords of the text in a file. Boxes are "left,top,right,bottom" in px, with spaces between the panels.
+_TITLE, _SCORE, _RAW_SCORE, _PANELS = "Title", "Score", "Raw score", "Panels"
+
+# What Pillow's decoder raises on damaged files, beside its own error.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
-_LEAST_PANEL = 192  # px; below it neither title nor captions fit
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """What the file of an overlay holds.
+
+    Attributes:
+        title: the name of the image.
+        score: normalised over the test set, the higher the more anomalous.
+        raw_score: as the detector gave it, the higher the more anomalous.
+        image: RGB, what the detector saw.
+        mask: RGB, white on defects; a caption if there is no ground truth.
+        heat_map: RGB, the heat over the image in grey.
+    """
+
+    title: str
+    score: float
+    raw_score: float
+    image: Image.Image
+    mask: Image.Image
+    heat_map: Image.Image
 
 
-def overlay(
+def draw_overlay(
     picture: Image.Image,
     mask: NDArray[np.bool_] | None,
     anomaly_map: NDArray[np.floating],
     *,
     scale: HeatScale,
-    title: str,
+    heading: str,
 ) -> Image.Image:
-    """Image, ground truth and heat map side by side under a title.
+    """Draw image, ground truth and heat map side by side under a heading.
 
     The heat map lies over the grey-scale image, with the outline of the mask; its colour bar shows the scale's
     two ends. Maps narrower than 192 px are enlarged by a whole factor, so that the text fits.
 
     Args:
         picture: what the detector saw (the same crop), of any size; shown at the size of the map.
-        mask: (H, W) bool, True on defects; all False for a good image, None where there is no ground truth.
+        mask: (H, W) bool, True on defects; all False for a good image, None if there is no ground truth.
         anomaly_map: (H, W) float, the higher the more anomalous; finite.
         scale: one per category, from `HeatScale.of`.
-        title: name and score; shortened in its middle where it is too long.
+        heading: name and scores; shortened in its middle if it is too long.
 
     Returns:
         RGB image.
 
     Raises:
-        ValueError: where map and mask differ in shape, or the map holds nan or infinity.
+        ValueError: map and mask differ in shape, or the map holds nan or infinity.
     """
-    levels = _levels(anomaly_map, scale)
+    levels = scale.levels(anomaly_map)
     if mask is not None and np.shape(mask) != levels.shape:
         raise ValueError(f"the mask has shape {np.shape(mask)}, expected {levels.shape}, that of the anomaly map")
-    height, width = levels.shape
-    factor = math.ceil(_LEAST_PANEL / width)
-    layout = _Layout(width=width * factor, height=height * factor)
+    layout = _Layout(*levels.shape)
+    sheet = _draw_frame(*levels.shape, scale, mask is not None).copy()
 
     picture = picture.convert("RGB")
     if picture.size != (layout.width, layout.height):
         picture = picture.resize((layout.width, layout.height), Image.Resampling.BICUBIC)
-    levels = _enlarge(levels, factor)
+    levels = _enlarge(levels, layout.factor)
     heat, opacity = HEAT_COLOURS.take(levels, axis=0), _OPACITY.take(levels)
 
-    sheet = _frame(layout, scale, mask is not None).copy()
-    sheet.paste(picture, layout.corner(0))
+    sheet.paste(picture, layout.corners[0])
     if mask is not None:
-        mask = _enlarge(np.asarray(mask, dtype=bool), factor)
-        sheet.paste(Image.fromarray(mask * np.uint8(255)), layout.corner(1))
-        line = _outline(mask)
+        mask = _enlarge(np.asarray(mask, dtype=bool), layout.factor)
+        sheet.paste(Image.fromarray(mask * np.uint8(255)), layout.corners[1])
+        line = _trace_outline(mask)
         heat[line], opacity[line] = OUTLINE, 255
-    sheet.paste(picture.convert("L"), layout.corner(2))
-    sheet.paste(Image.fromarray(heat), layout.corner(2), Image.fromarray(opacity))
-    text, font = _fit(title, layout.title_size, sheet.width - 2 * layout.margin)
+    sheet.paste(picture.convert("L"), layout.corners[2])
+    sheet.paste(Image.fromarray(heat), layout.corners[2], Image.fromarray(opacity))
+    text, font = fit_text(heading, layout.heading_size, sheet.width - 2 * layout.margin)
     ImageDraw.Draw(sheet).text((layout.margin, layout.top // 2), text, font=font, fill=TEXT, anchor="lm")
     return sheet
 
 
-def panels(sheet: Image.Image) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """The image, the ground truth and the heat map out of an `overlay`.
+def save_overlay(
+    path: Path,
+    picture: Image.Image,
+    mask: NDArray[np.bool_] | None,
+    anomaly_map: NDArray[np.floating],
+    *,
+    scale: HeatScale,
+    title: str,
+    score: float,
+    raw_score: float,
+) -> None:
+    """Draw an overlay under its title and scores, and write it as a PNG file that carries them as text.
+
+    Args:
+        path: the file, in an existing folder.
+        picture, mask, anomaly_map, scale: see `draw_overlay`.
+        title, score, raw_score: see `Overlay`.
+    """
+    heading = f"{title}   score {score:.3f} (raw {raw_score:.4g})"
+    sheet = draw_overlay(picture, mask, anomaly_map, scale=scale, heading=heading)
+    boxes = _Layout(*np.shape(anomaly_map)).boxes
+    text = {
+        _TITLE: title,
+        _SCORE: repr(float(score)),
+        _RAW_SCORE: repr(float(raw_score)),
+        _PANELS: " ".join(",".join(map(str, box)) for box in boxes),
+    }
+    path.write_bytes(png.encode(sheet, text))
+
+
+def read_overlay(path: Path) -> Overlay:
+    """Read what `save_overlay` wrote.
 
     Raises:
-        ValueError: the picture does not have the shape of one.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or no overlay; the message names it, in one line.
     """
-    for width in range(sheet.width // 3, 0, -1):  # the layout follows from the width of a panel
-        strips = _Layout(width=width, height=0)
-        if strips.size[0] == sheet.width and sheet.height > strips.size[1]:
-            height = sheet.height - strips.size[1]
-            corners = [strips.corner(panel) for panel in range(3)]
-            image, mask, heat = (sheet.crop((x, y, x + width, y + height)) for x, y in corners)
-            return image, mask, heat
-    raise ValueError(f"a picture of {sheet.width} x {sheet.height} px is no overlay")
+    try:
+        with Image.open(path, formats=["PNG"]) as sheet:
+            if missing := [name for name in (_TITLE, _SCORE, _RAW_SCORE, _PANELS) if name not in sheet.info]:
+                raise ValueError(f"its PNG text lacks {', '.join(missing)}; write it again with this version")
+            image, mask, heat_map = (_cut_panel(sheet, box) for box in sheet.info[_PANELS].split())
+            return Overlay(
+                title=str(sheet.info[_TITLE]),
+                score=float(sheet.info[_SCORE]),
+                raw_score=float(sheet.info[_RAW_SCORE]),
+                image=image,
+                mask=mask,
+                heat_map=heat_map,
+            )
+    except FileNotFoundError:
+        raise
+    except _DECODING_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, UnidentifiedImageError):  # its text repeats the path
+            reason = "its content is no PNG"
+        raise ValueError(f"{path}: cannot read the overlay: {' '.join(reason.split())}") from error
 
 
-@dataclass(frozen=True)
+def _cut_panel(sheet: Image.Image, box: str) -> Image.Image:
+    left, top, right, bottom = map(int, box.split(","))
+    if not (0 <= left < right <= sheet.width and 0 <= top < bottom <= sheet.height):
+        raise ValueError(f"the panel {box} does not lie on a sheet of {sheet.width} x {sheet.height} px")
+    return sheet.crop((left, top, right, bottom)).convert("RGB")
+
+
 class _Layout:
-    """Where things lie on an overlay, in px; text and margins grow with the panels (width x height each)."""
+    """Where things lie on the overlay of an (H, W) map, in px; text and margins grow with the panels."""
 
-    width: int
-    height: int
-
-    @property
-    def unit(self) -> float:
-        return max(1.0, self.width / 256)
-
-    @property
-    def margin(self) -> int:
-        return round(10 * self.unit)
-
-    @property
-    def gap(self) -> int:
-        return round(6 * self.unit)
-
-    @property
-    def title_size(self) -> int:
-        return round(15 * self.unit)
-
-    @property
-    def caption_size(self) -> int:
-        return round(12 * self.unit)
-
-    @property
-    def top(self) -> int:
-        """Height of the strip of the title."""
-        return round(34 * self.unit)
-
-    @property
-    def bottom(self) -> int:
-        """Height of the strip of the captions and the colour bar."""
-        return round(28 * self.unit)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return 2 * self.margin + 3 * self.width + 2 * self.gap, self.top + self.height + self.bottom
-
-    def corner(self, panel: int) -> tuple[int, int]:
-        return self.margin + panel * (self.width + self.gap), self.top
+    def __init__(self, map_height: int, map_width: int) -> None:
+        self.factor = math.ceil(_MIN_PANEL / map_width)  # pixels of the overlay along a pixel of the map
+        self.width, self.height = map_width * self.factor, map_height * self.factor  # of a panel
+        self.unit = max(1.0, self.width / 256)
+        self.margin, self.gap = round(10 * self.unit), round(6 * self.unit)
+        self.heading_size, self.caption_size = round(15 * self.unit), round(12 * self.unit)
+        self.top = round(34 * self.unit)  # height of the strip of the heading
+        self.bottom = round(28 * self.unit)  # height of the strip of the captions and the colour bar
+        self.size = 2 * self.margin + 3 * self.width + 2 * self.gap, self.top + self.height + self.bottom
+        self.corners = [(self.margin + panel * (self.width + self.gap), self.top) for panel in range(3)]
+        self.boxes = [(x, y, x + self.width, y + self.height) for x, y in self.corners]
 
 
 @lru_cache(maxsize=8)
-def _frame(layout: _Layout, scale: HeatScale, has_mask: bool) -> Image.Image:
-    """All that the overlays of a category have in common; to be copied, never drawn on."""
+def _draw_frame(map_height: int, map_width: int, scale: HeatScale, has_mask: bool) -> Image.Image:
+    """Draw what the overlays of a category have in common; copy it before drawing on it."""
+    layout = _Layout(map_height, map_width)
     sheet = Image.new("RGB", layout.size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    font = _font(layout.caption_size)
+    font = load_font(layout.caption_size)
     middle = layout.top + layout.height + layout.bottom // 2
-    for panel, caption in enumerate(("image", "ground truth", "heat map")):
-        draw.text((layout.corner(panel)[0], middle), caption, font=font, fill=MUTED, anchor="lm")
+    for (left, _), caption in zip(layout.corners, ("image", "ground truth", "heat map"), strict=True):
+        draw.text((left, middle), caption, font=font, fill=MUTED, anchor="lm")
     if not has_mask:
-        left, top = layout.corner(1)
+        left, top = layout.corners[1]
         draw.rectangle((left, top, left + layout.width - 1, top + layout.height - 1), fill=SURFACE)
         centre = (left + layout.width // 2, top + layout.height // 2)
         draw.text(centre, "no mask", font=font, fill=MUTED, anchor="mm")
 
     # The colour bar fills what the caption and the two numbers leave of the strip below the heat map.
     space = layout.gap
-    left = layout.corner(2)[0] + math.ceil(font.getlength("heat map")) + 2 * space
-    right = layout.corner(2)[0] + layout.width
-    draw.text((left, middle), _short(scale.low), font=font, fill=MUTED, anchor="lm")
-    draw.text((right, middle), _short(scale.high), font=font, fill=MUTED, anchor="rm")
-    left += math.ceil(font.getlength(_short(scale.low))) + space
-    right -= math.ceil(font.getlength(_short(scale.high))) + space
+    left = layout.corners[2][0] + math.ceil(font.getlength("heat map")) + 2 * space
+    right = layout.corners[2][0] + layout.width
+    draw.text((left, middle), format_number(scale.low), font=font, fill=MUTED, anchor="lm")
+    draw.text((right, middle), format_number(scale.high), font=font, fill=MUTED, anchor="rm")
+    left += math.ceil(font.getlength(format_number(scale.low))) + space
+    right -= math.ceil(font.getlength(format_number(scale.high))) + space
     if right > left:
         thickness = round(8 * layout.unit)
         bar = Image.fromarray(HEAT_COLOURS[None]).resize((right - left, thickness), Image.Resampling.BILINEAR)
@@ -173,8 +225,8 @@ def _enlarge(pixels: NDArray, factor: int) -> NDArray:
     return pixels if factor == 1 else pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels next to the mask's regions, outside of them: no pixel of a defect is hidden."""
+def _trace_outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels next to the regions of the mask, outside of them, so that no pixel of a defect is hidden."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]

@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, the tables in it, and the names of the files."""
+"""What a run leaves: its folder, the files in it, and the names of their columns."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+_FAISS_PACKAGES = ("faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11", "faiss-cpu", "faiss")
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware that a result depends on."""
+    """Name and value of each version and piece of hardware that a result depends on."""
     import numpy
     import PIL
     import torch
@@ -23,7 +22,7 @@ def environment() -> dict[str, str]:
         "patchcore": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a subclass of str, which YAML does not know
-        "faiss": _faiss_version(),
+        "faiss": faiss_version(),
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "platform": platform.platform(),
@@ -33,12 +32,16 @@ def environment() -> dict[str, str]:
     }
 
 
-def _faiss_version() -> str:
+def faiss_version() -> str:
+    """The version and the package of FAISS, as in "1.15.1 (faiss-gpu)", or why there is none."""
     try:
         import faiss
-    except ImportError:
+    except ModuleNotFoundError:
         return "not installed"
-    return faiss.__version__
+    except Exception as error:  # without the CUDA libraries faiss-gpu raises ImportError or RuntimeError, among others
+        return f"not usable: {type(error).__name__}: {' '.join(str(error).split())}"
+    packages = [name for name in _FAISS_PACKAGES if any(metadata.distributions(name=name))]
+    return f"{faiss.__version__} ({', '.join(packages) or 'of an unknown package'})"
 
 
 def processor() -> str:

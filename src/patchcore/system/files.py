@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that are written whole or not at all, and files that come with the toolkit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from pathlib import Path
 
 from patchcore.types import PatchCoreError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+# pyproject.toml has these files copied into the package when it is built; a checkout has configs/ at its top.
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or folder to, and move it there once it is whole.
+    """Yield a temporary path beside `path` for a file or folder, and move it to `path` when the body ends.
 
-    If the body fails, nothing remains. An existing file is replaced; an existing folder is not.
+    If the body fails, nothing is left. An existing file is replaced; an existing folder is not.
 
     Raises:
-        PatchCoreError: the system refused to write (disk full, no permission ...); it names `path`.
+        PatchCoreError: the system refused to write (disk full, no permission ...); the message names `path`.
     """
     aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -32,21 +36,33 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            with suppress(OSError):  # mostly that it is not there
+            with suppress(OSError):  # it was moved
                 aside.unlink()
 
 
 @contextmanager
-def removed_unless(folders: Sequence[Path], wanted: Callable[[], bool]) -> Iterator[None]:
-    """Delete the first of some folders at the end, also after an error, unless it turned out to be wanted.
+def remove_unless(folders: Sequence[Path], wanted: Callable[[], bool]) -> Iterator[None]:
+    """Remove the first of `folders` when the body ends, also by an error, unless `wanted()` says to keep it.
 
-    The others, its parents, go as well if that leaves them empty.
+    The others are its parents, the nearest first: they go as well if they are empty then.
     """
     try:
         yield
     finally:
         if not wanted():
             shutil.rmtree(folders[0], ignore_errors=True)
-            with suppress(OSError):  # not empty: somebody else's
+            with suppress(OSError):  # not empty: it holds other files
                 for parent in folders[1:]:
                     parent.rmdir()
+
+
+def shipped(name: str) -> Path:
+    """The path of a file of `configs/`, such as "fastflow_mpdd.yaml" or "published_mpdd.json".
+
+    Raises:
+        FileNotFoundError: the toolkit comes without such a file.
+    """
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{name}: expected in {' or '.join(map(str, _FOLDERS))}; install the toolkit again")

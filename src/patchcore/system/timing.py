@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from tqdm import tqdm
+import torch
+from tqdm import tqdm
 
 
 class StageTimer:
-    """Adds up the time of named stages, on the CPU by its clock and on CUDA by events, without waiting in between."""
+    """Sums the time of named stages: by the clock on the CPU, by events on CUDA, so that no stage waits for the device.
+
+    Enter a stage with `with timer("name"):`; its times add up.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -23,8 +25,6 @@ class StageTimer:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         if self._device.type == "cuda":
-            import torch
-
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
             start.record(stream)
@@ -37,7 +37,7 @@ class StageTimer:
             self._add(stage, time.perf_counter() - begin)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per stage so far; on CUDA this waits for the device."""
+        """Seconds by stage so far; on CUDA this waits for the device."""
         for stage, start, stop in self._events:
             stop.synchronize()
             self._add(stage, start.elapsed_time(stop) / 1e3)
@@ -45,7 +45,7 @@ class StageTimer:
         return dict(self._seconds)
 
     def waiting(self, stage: str, batches: Iterator[Any]) -> Iterator[Any]:
-        """Pass the items on and count the time spent waiting for them."""
+        """Yield the items of `batches`, and add the time spent waiting for each to `stage`."""
         while True:
             begin = time.perf_counter()
             try:
@@ -61,7 +61,5 @@ class StageTimer:
 
 
 def progress_bar(name: str, total: int, unit: str) -> tqdm:
-    """A progress bar on standard error, silent where that is not a terminal."""
-    from tqdm import tqdm
-
+    """A progress bar on standard error, silent if that is not a terminal."""
     return tqdm(total=total, desc=name, unit=unit, disable=None, leave=False, dynamic_ncols=True)

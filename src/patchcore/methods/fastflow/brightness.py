@@ -17,18 +17,18 @@ def brightness(images: Tensor) -> Tensor:
     return images.flatten(1).float().median(dim=1).values
 
 
-def matched(images: Tensor, target: float) -> Tensor:
+def match_brightness(images: Tensor, target: float) -> Tensor:
     """Images scaled to the brightness `target`, (B, 3, H, W) uint8."""
     gain = target / brightness(images).clamp_min(1)
-    return scaled(images, gain.clamp(1 / _LARGEST_GAIN, _LARGEST_GAIN))
+    return scale_brightness(images, gain.clamp(1 / _LARGEST_GAIN, _LARGEST_GAIN))
 
 
-def jittered(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def jitter_brightness(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Images scaled by random factors in [1 - share, 1 + share], (B, 3, H, W) uint8."""
     uniform = torch.rand(len(images), generator=generator)
-    return scaled(images, 1 + share * (2 * uniform - 1))
+    return scale_brightness(images, 1 + share * (2 * uniform - 1))
 
 
-def scaled(images: Tensor, gain: Tensor) -> Tensor:
+def scale_brightness(images: Tensor, gain: Tensor) -> Tensor:
     """Multiply (B, 3, H, W) uint8 images by (B,) factors, rounded and kept in [0, 255]."""
     return (images * gain[:, None, None, None].to(images.device)).round_().clamp_(0, 255).to(torch.uint8)

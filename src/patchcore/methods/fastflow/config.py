@@ -1,147 +1,133 @@
-"""The settings of FastFlow."""
+"""The settings of FastFlow for one category."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from patchcore.config import WEIGHTS, _check_choice
+from patchcore.config import weights_dir_setting, weights_setting
+from patchcore.methods.fastflow.presets import preset_of
+from patchcore.settings import check, setting
 
-KERNELS = ("3x3", "3x3-1x1")
-
-
-FEATURE_NORMS = ("standardise", "layer_norm")
-
-
+WEIGHTS_FILE = "fastflow.safetensors"
 DENSITIES = ("latent", "full")
-
-
 POSITION_SCORES = ("likelihood", "log_likelihood")
-
-
-SCALE_WEIGHTINGS = ("standardised", "equal")
-
-
-IMAGE_SCORES = ("top", "max", "mean")
-
-
-PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastFlowScoring:
-    """How FastFlow's densities become maps and image scores; may be chosen anew for a stored model.
-
-    Attributes:
-        density: what makes a position anomalous, its `latent` under the standard normal, or the `full` density of its
-            features, which adds the log-determinant.
-        position_score: `likelihood` l is 1 - exp(l) with l the log-likelihood per dimension, so that no position counts
-            without bound; `log_likelihood` is -l itself.
-        scale_weighting: `standardised` by mean and standard deviation over the training set before the scales are
-            averaged, or `equal` as they are.
-        image_score: of an image's map the `max`, the `mean`, or the mean of the `top` share.
-        top_share: that share, in (0, 1].
-    """
-
-    density: str = "latent"
-    position_score: str = "likelihood"
-    scale_weighting: str = "standardised"
-    image_score: str = "top"
-    top_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_choice(self, "density", DENSITIES)
-        _check_choice(self, "position_score", POSITION_SCORES)
-        _check_choice(self, "scale_weighting", SCALE_WEIGHTINGS)
-        _check_choice(self, "image_score", IMAGE_SCORES)
-        if not 0 < self.top_share <= 1:
-            raise ValueError(f"top_share must be in (0, 1], got {self.top_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FastFlowConfig:
-    """The settings of FastFlow for one category.
+    """The backbone, a flow on each of its layers, their training, and how they score.
 
-    Attributes:
-        backbone: its name; `layers` are modelled by a flow each, the backbone's own scales where empty.
-        steps: coupling steps of each flow, with convolutions of `kernels`, in turn where there are two.
-        hidden_ratio: width of the couplings' subnets, as a share of the channels that go in.
-        clamp: bound of the logarithm of a coupling's scale.
-        feature_norm: `standardise` every channel with its mean and standard deviation over the training set, or
-            `layer_norm` over every image.
-        noise: standard deviation of the noise on normalised features while training.
-        match_brightness: bring every image to the median brightness of the training images.
-        brightness_jitter: images are brightened or darkened by up to this share while training; 0 trains on fixed
-            images, whose features are computed once.
-        epochs, train_batch_size, learning_rate, weight_decay, gradient_clip: of Adam; the rate rises for the share
-            `warmup` of all steps and falls as a cosine. `gradient_clip` bounds the gradient's norm per flow.
-        tile: side of the square tiles that images are cut into, None for whole images; `tile_stride` apart.
-        precision: bfloat16 is that of the backbone and the subnets; auto of the subnets alone, and on CUDA only.
-        checkpoint_seconds: the training can be resumed from a state at most about so old.
-        class_specific: whether hyper-parameters came from a file by category.
+    What is None in the call is afterwards that of the backbone's preset. `class_specific` says that some settings
+    came from a file by category.
     """
 
-    backbone: str
-    layers: tuple[str, ...] = ()
-    steps: int = 8
-    kernels: str = "3x3"
-    hidden_ratio: float = 1.0
-    clamp: float = 2.0
-    feature_norm: str = "standardise"
-    noise: float = 0.3
-    match_brightness: bool = False
-    brightness_jitter: float = 0.0
-    epochs: int = 20
-    train_batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    warmup: float = 0.1
-    gradient_clip: float = 1.0
-    tile: int | None = None
-    tile_stride: int | None = None
-    precision: str = "auto"
-    checkpoint_seconds: float = 30.0
-    weights: str = "pretrained"
-    weights_dir: Path | None = None
-    class_specific: bool = False
-    scoring: FastFlowScoring = dataclasses.field(default_factory=FastFlowScoring)
+    backbone: str = setting("resnet18", "Backbone.", flags=("--backbone", "-b"))
+    layers: tuple[str, ...] = setting(
+        (),
+        "Layer with a flow of its own; repeat for several.",
+        flags=("--layers_to_extract_from", "-le"),
+        shown="the backbone's",
+    )
+    steps: int = setting(None, "Coupling steps of a flow.", at_least=1, shown="the backbone's", by_category=True)
+    kernels: str = setting(
+        None,
+        "Convolutions of the couplings, in turn where there are two.",
+        choices=("3x3", "3x3-1x1"),
+        shown="the backbone's",
+        by_category=True,
+    )
+    hidden_ratio: float = setting(
+        None,
+        "Width of the couplings' subnets, as a share of the channels that go in.",
+        above=0,
+        shown="the backbone's",
+        by_category=True,
+    )
+    clamp: float = setting(2.0, "Bound of the logarithm of a coupling's scale.", above=0, by_category=True)
+    feature_norm: str = setting(
+        "standardise",
+        "Standardise every channel with the training set's statistics, or layer-normalise every image.",
+        choices=("standardise", "layer_norm"),
+        by_category=True,
+    )
+    noise: float = setting(
+        0.3, "Standard deviation of the noise on normalised features while training.", at_least=0, by_category=True
+    )
+    match_brightness: bool = setting(
+        False, "Bring every image to the median brightness of the training images.", by_category=True
+    )
+    brightness_jitter: float = setting(
+        0.0,
+        "Share by which training images become brighter or darker at random.",
+        at_least=0,
+        below=1,
+        by_category=True,
+    )
+    epochs: int = setting(20, "Times that every training image is seen.", at_least=1, by_category=True)
+    train_batch_size: int = setting(8, "Images (or tiles) per step of the training.", at_least=1, by_category=True)
+    learning_rate: float = setting(
+        1e-3, "Highest learning rate of Adam.", flags=("--learning_rate", "--lr"), above=0, by_category=True
+    )
+    weight_decay: float = setting(1e-5, "Weight decay of Adam.", at_least=0, by_category=True)
+    warmup: float = setting(
+        0.1, "Share of the training in which the learning rate rises.", at_least=0, below=1, by_category=True
+    )
+    gradient_clip: float = setting(1.0, "Largest norm of a flow's gradient.", above=0, by_category=True)
+    tile: int | None = setting(None, "Cut images into tiles of this side.", at_least=1, shown="whole images")
+    tile_stride: int | None = setting(None, "Pixels from one tile to the next.", at_least=1, shown="the tile's side")
+    density: str = setting(
+        "latent",
+        "What makes a position anomalous: its latent under the standard normal, or its full density, which adds the"
+        " log-determinant.",
+        choices=DENSITIES,
+        on_load=True,
+        by_category=True,
+    )
+    position_score: str = setting(
+        "likelihood",
+        "One minus the likelihood per dimension, or the negative log-likelihood, which has no bound.",
+        choices=POSITION_SCORES,
+        on_load=True,
+        by_category=True,
+    )
+    scale_weighting: str = setting(
+        "standardised",
+        "Maps of several scales are averaged after they were standardised on the training set, or as they are.",
+        choices=("standardised", "equal"),
+        on_load=True,
+        by_category=True,
+    )
+    image_score: str = setting(
+        "top",
+        "Of an image's map its maximum, its mean, or the mean of its top share.",
+        choices=("top", "max", "mean"),
+        on_load=True,
+        by_category=True,
+    )
+    top_share: float = setting(0.01, "That share.", above=0, at_most=1, on_load=True, by_category=True)
+    precision: str = setting(
+        "auto",
+        "bfloat16 for the backbone and the subnets of the flows, or for none; auto for the subnets alone, on CUDA"
+        " only.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    checkpoint_seconds: float = setting(
+        30.0, "Seconds between the states that --resume can go on from.", at_least=0, decides=False
+    )
+    weights: str = weights_setting()
+    weights_dir: Path | None = weights_dir_setting()
+    class_specific: bool = setting(False, option=False)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "train_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("hidden_ratio", "clamp", "learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("noise", "weight_decay", "checkpoint_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("brightness_jitter", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        _check_choice(self, "kernels", KERNELS)
-        _check_choice(self, "feature_norm", FEATURE_NORMS)
-        _check_choice(self, "precision", PRECISIONS)
-        _check_choice(self, "weights", WEIGHTS)
+        for name, value in preset_of(self.backbone).flow.items():
+            if getattr(self, name) in (None, ()):
+                object.__setattr__(self, name, value)
+        check(self)
         if self.tile is None and self.tile_stride is not None:
             raise ValueError(f"tile_stride {self.tile_stride} needs a tile size: --tile")
-        if self.tile is not None and not 0 < (self.tile_stride or self.tile) <= self.tile:
+        if self.tile is not None and (self.tile_stride or self.tile) > self.tile:
             raise ValueError(
                 f"tile_stride must be in [1, {self.tile}], the tile size, or pixels between tiles are never seen;"
                 f" got {self.tile_stride}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastFlowLoaderConfig:
-    """Which stored FastFlow models are evaluated, and how they score.
-
-    `paths` holds one model folder for all categories, or one per category in their order. `scoring` holds the fields
-    of `FastFlowScoring` that replace those stored.
-    """
-
-    paths: tuple[Path, ...]
-    scoring: dict[str, Any] = dataclasses.field(default_factory=dict)
-    weights_dir: Path | None = None

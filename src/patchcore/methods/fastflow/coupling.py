@@ -23,6 +23,8 @@ class CouplingStep(nn.Module):
         generator: draws the permutation and the first convolution's weights.
     """
 
+    permutation: Tensor
+
     def __init__(
         self, channels: int, *, kernel_size: int, hidden_ratio: float, clamp: float, generator: torch.Generator
     ) -> None:

@@ -1,282 +1,189 @@
-"""FastFlow: a position is as anomalous as its features are unlikely."""
+"""FastFlow (Yu et al. 2021): a position is as anomalous as its features are unlikely."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from patchcore.config import TrainedOn, to_plain
-from patchcore.features.cache import FeatureCache
-from patchcore.methods.fastflow.brightness import brightness, matched
-from patchcore.methods.fastflow.config import DENSITIES, FastFlowConfig, FastFlowLoaderConfig
+from patchcore.features.encoder import Encoder
+from patchcore.methods.detector import BatchScores, Detector, TrainingImages
+from patchcore.methods.fastflow import METHOD
+from patchcore.methods.fastflow.brightness import brightness, match_brightness
+from patchcore.methods.fastflow.config import DENSITIES, WEIGHTS_FILE, FastFlowConfig
 from patchcore.methods.fastflow.model import FastFlowModel
-from patchcore.methods.fastflow.model_files import WEIGHTS_FILE, StoredModel, read_state, write_model
-from patchcore.methods.fastflow.network import Network
 from patchcore.methods.fastflow.record import TrainingRecord
 from patchcore.methods.fastflow.samples import collect, expected_bytes
+from patchcore.methods.fastflow.tiled_encoder import TiledEncoder
+from patchcore.methods.fastflow.tiles import Tiling
 from patchcore.methods.fastflow.training import train
 from patchcore.scoring import anomaly_maps
+from patchcore.settings import settings_of, to_plain
 from patchcore.system.timing import StageTimer
-from patchcore.types import Output, PatchCoreError
-
-# Settings that change nothing about what a training ends with.
-_INCIDENTAL = ("checkpoint_seconds", "weights_dir", "scoring")
+from patchcore.types import PatchCoreError
 
 
-class FastFlow:
-    """The detector. `fit` trains one flow per scale, `predict` asks how likely every position is.
+class FastFlow(Detector):
+    """A normalizing flow per feature scale; see `Detector` for the arguments, `FastFlowConfig` for the settings.
 
-    Args:
-        network: the backbone for `config`; it may be shared between detectors.
-        config: the settings.
-        trained_on: stored with the model, so that it is given images of the same geometry later.
-        views: in how many views every training image comes; an epoch draws as many samples as there are images.
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    >>> detector = FastFlow(backbone="efficientnet_lite0", weights="random", epochs=1, steps=2, imagesize=64)
+    >>> detector.fit(list(images)).predict(images[0]).map.shape
+    (64, 64)
     """
 
-    def __init__(self, network: Network, config: FastFlowConfig, trained_on: TrainedOn, views: int = 1) -> None:
-        self.network = network
-        self.config = dataclasses.replace(config, layers=network.layers)
-        self.trained_on = trained_on
-        self.views = views
-        self.model_: FastFlowModel | None = None
+    method = METHOD
+    config: FastFlowConfig
+    model: FastFlowModel
 
-    def fit(
-        self,
-        batches: Iterable[Tensor],
-        num_images: int,
-        generator: torch.Generator,
-        timer: StageTimer,
-        folder: Path,
-    ) -> FastFlow:
-        """Learn the density of good images.
+    def prepare(self) -> list[Encoder]:
+        config, side = self.config, self.geometry.imagesize
+        if len(self.workspace.devices) > 1:
+            raise PatchCoreError(
+                f"{len(self.workspace.devices)} GPUs for one network: the others have no work; give one --gpu, and"
+                " other categories to a second run"
+            )
+        tiling = None
+        if config.tile is not None:
+            try:
+                tiling = Tiling((side, side), config.tile, config.tile_stride or config.tile)
+            except ValueError as error:
+                raise PatchCoreError(f"--tile {config.tile}: {error}") from error
+        encoder = self.workspace.encoder(
+            config.backbone,
+            config.layers,
+            size=(config.tile or side, config.tile or side),
+            precision="bfloat16" if config.precision == "bfloat16" else "float32",
+            weights=config.weights,
+            weights_dir=config.weights_dir,
+        )
+        self.encoder = TiledEncoder(encoder, side, tiling)
+        self.config = dataclasses.replace(config, layers=encoder.layers)
+        return [encoder]
 
-        Args:
-            batches: (B, 3, H, W) uint8 images, `num_images` in all.
-            generator: a CPU generator, the source of every random choice.
-            timer: told how long each stage took.
-            folder: takes `training.csv`, and `checkpoint.pt` from which an interrupted training goes on.
+    def learn(self, images: TrainingImages, generator: torch.Generator, timer: StageTimer, record: Path | None) -> None:
+        """Learn the density of good images, see `Detector.learn`.
+
+        `record` takes `training.csv`, and `checkpoint.pt` from which an interrupted training goes on.
 
         Raises:
-            PatchCoreError: the training diverged, or the checkpoint in `folder` is of another training.
+            PatchCoreError: the training diverged, or the checkpoint in `record` is of another training.
         """
-        config, device = self.config, self.network.device
+        config, device, batches = self.config, self.workspace.device, images.batches
         seed = int(torch.randint(2**62, (), generator=generator))
-        model = FastFlowModel(self.network.channels, config, generator).to(device)
-        if device.type == "cpu":  # oneDNN's convolutions are faster so
-            model = model.to(memory_format=torch.channels_last)
+        model = self._new_model(generator)
         if config.match_brightness:
             batches = list(batches)
-            model.brightness.fill_(torch.cat([brightness(images) for images in batches]).median())
-        samples = collect(
-            self._matched(model, batches),
-            num_images,
-            self.network,
-            config.brightness_jitter,
-            timer,
-        )
+            model.brightness.fill_(torch.cat([brightness(batch) for batch in batches]).median())
+        matching = self._matched(model, batches)
+        samples = collect(matching, images.count, self.encoder, config.brightness_jitter, timer)
         chunks = torch.arange(len(samples)).split(32)
         model.fit_normalisation(samples.maps(chunk) for chunk in chunks)
-        settings = {name: value for name, value in to_plain(config).items() if name not in _INCIDENTAL}
-        record = TrainingRecord(
-            folder, settings | {"seed": seed, "samples": len(samples)}, every=config.checkpoint_seconds
+        known = settings_of(config)
+        settings = {
+            name: value for name, value in to_plain(config).items() if known[name].decides and not known[name].on_load
+        }
+        log = TrainingRecord(
+            record, settings | {"seed": seed, "samples": len(samples)}, every=config.checkpoint_seconds
         )
         train(
             model,
             samples,
             config,
-            per_epoch=len(samples) // self.views,
-            images_per_epoch=num_images // self.views,
+            per_epoch=len(samples) // images.views,
+            images_per_epoch=images.count // images.views,
             seed=seed,
             device=device,
-            record=record,
+            record=log,
             timer=timer,
         )
         with timer("flow"):
             model.fit_score_statistics(samples.maps(chunk) for chunk in chunks)
-        record.finish()
-        self.model_ = model.requires_grad_(False)
-        return self
+        log.finish()
+        self.model = model.requires_grad_(False)
 
-    @torch.inference_mode()
-    def predict(self, batches: Iterable[Tensor], timer: StageTimer) -> Output:
-        """Score images.
+    def score(self, images: Tensor, timer: StageTimer) -> BatchScores:
+        """How unlikely every position is, see `Detector.score`.
 
-        Args:
-            batches: (B, 3, H, W) uint8 images.
-            timer: told how long each stage took.
-
-        Returns:
-            Scores and maps, the higher the more anomalous, and the column `log_likelihood`: that of the whole image
-            under the flows, in nats per dimension.
+        The column `log_likelihood` is that of the whole image under the flows, in nats per dimension.
         """
-        scores, maps, log_likelihoods = [], [], []
-        for images in self._matched(self.model_, batches):
-            pieces_maps, densities = [], []
-            for pieces in self.network.chunks(images):
-                features = self.network.features(pieces, timer)
-                with timer("flow"):
-                    values = self.model_(features)
-                    densities.append(_per_dimension(values, self.network.channels))
-                with timer("maps"):
-                    scales = self.model_.position_scores(values, self.config.scoring)
-                    pieces_maps.append(torch.stack([anomaly_maps(x, tuple(pieces.shape[-2:])) for x in scales]).mean(0))
+        [images] = self._matched(self.model, [images])
+        maps_of_inputs, densities = [], []
+        for inputs in self.encoder.cut(images):
+            features = self.encoder.maps(inputs, timer)
+            with timer("flow"):
+                values = self.model(features)
+                densities.append(_per_dimension(values, self.encoder.channels))
             with timer("maps"):
-                whole = self.network.whole_maps(torch.cat(pieces_maps))  # (B, H, W)
-                scores.append(self._image_scores(whole))
-                maps.append(whole)
-                log_likelihoods.append(torch.cat(densities).unflatten(0, (len(images), -1)).mean(1))
-        image_scores, densities = (torch.cat(x).double().cpu().numpy() for x in (scores, log_likelihoods))
-        return Output(
-            scores=image_scores,
-            maps=torch.cat(maps).cpu().numpy(),
-            raw_scores=image_scores[None],
-            columns={"log_likelihood": densities},
-        )
+                scales = self.model.position_scores(values, self.config)
+                maps_of_inputs.append(
+                    torch.stack([anomaly_maps(x, (inputs.shape[-2], inputs.shape[-1])) for x in scales]).mean(0)
+                )
+        with timer("maps"):
+            maps = self.encoder.join(torch.cat(maps_of_inputs))  # (B, H, W)
+            scores = self._image_scores(maps)
+            log_likelihood = torch.cat(densities).unflatten(0, (len(images), -1)).mean(1)
+        return BatchScores(scores=scores[None], maps=maps[None], columns={"log_likelihood": log_likelihood})
 
     def costs(self) -> dict[str, float]:
-        """What the fitted detector takes: the flows' parameters, and their size."""
-        parameters = list(self.model_.flows.parameters())
+        """The flows' parameters, and their size."""
+        parameters = list(self.model.flows.parameters())
         return {
             "flow_parameters": sum(parameter.numel() for parameter in parameters),
             "flow_mib": sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20,
         }
 
-    def save(self, folder: Path) -> None:
-        """Write weights and parameters into an existing folder."""
-        write_model(folder, self.config, self.trained_on, self.model_.state_dict())
+    def expected_bytes(self, num_images: int) -> Mapping[torch.device, int]:
+        """What is kept of so many training images: their features, or themselves."""
+        return expected_bytes(num_images, self.encoder, self.config)
 
-    @classmethod
-    def load(cls, model: StoredModel, network: Network) -> FastFlow:
-        """Read the weights of a stored detector.
+    def write_arrays(self, folder: Path) -> None:
+        state = {name: value.cpu().contiguous() for name, value in self.model.state_dict().items()}
+        (folder / WEIGHTS_FILE).write_bytes(save(state))  # save_file's errors are not the system's own
 
-        Args:
-            model: from `read_model`.
-            network: for the configuration and image size of `model`; it may be shared.
-
-        Raises:
-            PatchCoreError: the weights are missing, damaged, or do not fit the parameters.
-        """
-        detector = cls(network, model.config, model.trained_on)
-        flows = FastFlowModel(network.channels, model.config, torch.Generator())
+    def read_arrays(self, folder: Path) -> None:
+        path = folder / WEIGHTS_FILE
+        model = self._new_model(torch.Generator())
         try:
-            flows.load_state_dict(read_state(model.folder))
+            model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise PatchCoreError(f"{path}: cannot read the weights: {error}") from error
         except RuntimeError as error:  # torch's own text names every tensor on a line of its own
-            raise PatchCoreError(
-                f"{model.folder / WEIGHTS_FILE}: these weights do not belong to the parameters beside them"
-            ) from error
-        flows = flows.to(network.device)
-        if network.device.type == "cpu":
-            flows = flows.to(memory_format=torch.channels_last)
-        detector.model_ = flows.eval().requires_grad_(False)
-        return detector
+            raise PatchCoreError(f"{path}: these weights do not belong to the settings beside them") from error
+        self.model = model.eval().requires_grad_(False)
+
+    def _new_model(self, generator: torch.Generator) -> FastFlowModel:
+        device = self.workspace.device
+        model = FastFlowModel(self.encoder.channels, self.config, generator).to(device)
+        # oneDNN's convolutions are faster so
+        return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model
 
     def _matched(self, model: FastFlowModel, batches: Iterable[Tensor]) -> Iterable[Tensor]:
         if not self.config.match_brightness:
             return batches
         target = float(model.brightness)
-        return (matched(images, target) for images in batches)
+        return (match_brightness(images, target) for images in batches)
 
     def _image_scores(self, maps: Tensor) -> Tensor:
         """(B, H, W) maps -> (B,) image scores."""
-        scoring, pixels = self.config.scoring, maps.flatten(1)
-        if scoring.image_score == "max":
+        config, pixels = self.config, maps.flatten(1)
+        if config.image_score == "max":
             return pixels.amax(dim=1)
-        if scoring.image_score == "mean":
+        if config.image_score == "mean":
             return pixels.mean(dim=1)
-        count = max(1, round(scoring.top_share * pixels.shape[1]))
+        count = max(1, round(config.top_share * pixels.shape[1]))
         return pixels.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
 
 def _per_dimension(values: list[Tensor], channels: list[int]) -> Tensor:
     """(2, B, h, w) log-likelihoods in nats per dimension, per scale -> (B,) of all scales together."""
     full = [x[DENSITIES.index("full")].flatten(1) for x in values]  # (B, h * w)
-    nats = sum(x.sum(dim=1) * count for x, count in zip(full, channels, strict=True))
+    nats = reduce(torch.add, (x.sum(dim=1) * count for x, count in zip(full, channels, strict=True)))
     return nats / sum(x.shape[1] * count for x, count in zip(full, channels, strict=True))
-
-
-class TrainedFastFlow:
-    """The method that fits a fresh detector for every category; all of them share the loaded backbone.
-
-    Args:
-        configs: category -> its settings, alike in what the backbone depends on.
-        config: the settings that the categories' were made from, for the record.
-        views: in how many views every training image comes.
-    """
-
-    fits = True
-
-    def __init__(
-        self,
-        config: FastFlowConfig,
-        configs: Mapping[str, FastFlowConfig],
-        trained_on: TrainedOn,
-        device: torch.device,
-        views: int,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        self.device = device
-        self.cache = cache
-        self.settings = {"fastflow": config}
-        if config.class_specific:
-            self.settings["fastflow_by_category"] = dict(configs)
-        self._configs = dict(configs)
-        self._trained_on = trained_on
-        self._views = views
-        self._network = Network(config, trained_on.imagesize, device, cache)
-
-    def detector(self, category: str) -> FastFlow:
-        """A detector that has learnt nothing yet."""
-        return FastFlow(self._network, self._configs[category], self._trained_on, self._views)
-
-    def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
-        """What is kept of so many training images, by device: their features, or themselves."""
-        needs = [expected_bytes(num_images, self._network, config) for config in self._configs.values()]
-        return max(needs, key=lambda by_device: sum(by_device.values()))
-
-
-class StoredFastFlow:
-    """The method that loads a stored detector for every category; those that can share a backbone.
-
-    Args:
-        models: category -> its model, which may be the same for several.
-        loader: what the models were read with, for the record.
-    """
-
-    fits = False
-
-    def __init__(
-        self,
-        models: Mapping[str, StoredModel],
-        loader: FastFlowLoaderConfig,
-        device: torch.device,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        self.device = device
-        self.cache = cache
-        self.settings = {"fastflow_loader": loader, "models": dict(models)}
-        self._models = dict(models)
-        self._networks: dict[tuple, Network] = {}
-        for model in models.values():
-            if _network_key(model) not in self._networks:
-                network = Network(model.config, model.trained_on.imagesize, device, cache)
-                self._networks[_network_key(model)] = network
-
-    def detector(self, category: str) -> FastFlow:
-        """The detector that is stored for a category."""
-        model = self._models[category]
-        return FastFlow.load(model, self._networks[_network_key(model)])
-
-    def expected_bytes(self, num_images: int) -> dict[torch.device, int]:
-        """Nothing: no detector is trained."""
-        return {}
-
-
-def _network_key(model: StoredModel) -> tuple:
-    """What a network depends on."""
-    config = model.config
-    network = config.backbone, config.layers, config.weights, config.precision
-    return *network, config.tile, config.tile_stride, model.trained_on.imagesize

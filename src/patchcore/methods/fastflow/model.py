@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchcore.methods.fastflow.config import DENSITIES, POSITION_SCORES, FastFlowConfig, FastFlowScoring
+from patchcore.methods.fastflow.config import DENSITIES, POSITION_SCORES, FastFlowConfig
 from patchcore.methods.fastflow.coupling import CouplingStep
 
 KERNEL_SIZES = {"3x3": (3,), "3x3-1x1": (3, 1)}
@@ -49,7 +50,7 @@ class Flow(nn.Module):
     def inverse(self, z: Tensor) -> Tensor:
         """The x that `forward` maps to `z`."""
         for step in reversed(self.steps):
-            z = step.inverse(z)
+            z = cast(CouplingStep, step).inverse(z)
         return z
 
 
@@ -61,6 +62,10 @@ class FastFlowModel(nn.Module):
         config: the flows' settings.
         generator: a CPU generator, the source of permutations and first weights.
     """
+
+    brightness: Tensor
+    score_mean: Tensor
+    score_std: Tensor
 
     def __init__(self, channels: Sequence[int], config: FastFlowConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -131,19 +136,19 @@ class FastFlowModel(nn.Module):
         self.score_mean.copy_(mean.view_as(self.score_mean))
         self.score_std.copy_(std.clamp_min(torch.finfo(std.dtype).tiny).view_as(self.score_std))
 
-    def position_scores(self, log_likelihoods: Sequence[Tensor], scoring: FastFlowScoring) -> list[Tensor]:
+    def position_scores(self, log_likelihoods: Sequence[Tensor], config: FastFlowConfig) -> list[Tensor]:
         """The score of every position, the higher the more anomalous.
 
         Args:
             log_likelihoods: (2, B, h, w) per scale, from `forward`.
-            scoring: which of them, and how.
+            config: says which of them, and how.
 
         Returns:
             (B, h, w) per scale.
         """
-        density, kind = DENSITIES.index(scoring.density), POSITION_SCORES.index(scoring.position_score)
-        scores = [_position_score(values[density], scoring.position_score) for values in log_likelihoods]
-        if scoring.scale_weighting == "equal":
+        density, kind = DENSITIES.index(config.density), POSITION_SCORES.index(config.position_score)
+        scores = [_position_score(values[density], config.position_score) for values in log_likelihoods]
+        if config.scale_weighting == "equal":
             return scores
         means, stds = self.score_mean[:, density, kind], self.score_std[:, density, kind]
         return [(score - mean) / std for score, mean, std in zip(scores, means, stds, strict=True)]
@@ -173,8 +178,9 @@ class _Moments:
     def add(self, pieces: Sequence[Tensor]) -> None:
         """Take (rows, n) values per scale."""
         new = [(x.shape[1], x.double().sum(1), x.double().square().sum(1)) for x in pieces]
-        old = self._sums or [(0, 0, 0)] * len(new)
-        self._sums = [tuple(a + b for a, b in zip(*both, strict=True)) for both in zip(old, new, strict=True)]
+        if self._sums:
+            new = [(n + m, a + b, c + d) for (n, a, c), (m, b, d) in zip(self._sums, new, strict=True)]
+        self._sums = new
 
     def result(self) -> list[tuple[Tensor, Tensor]]:
         """(rows,) float32 mean and standard deviation per scale."""

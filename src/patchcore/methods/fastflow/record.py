@@ -27,12 +27,12 @@ class TrainingRecord:
     """Writes `training.csv` after every epoch, and `checkpoint.pt` from time to time.
 
     Args:
-        folder: where they lie; made when the first epoch is done.
+        folder: where they lie; made when the first epoch is done. None keeps no record.
         settings: plain values that make one training differ from another; a checkpoint of others is refused.
         every: seconds between checkpoints.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], every: float) -> None:
+    def __init__(self, folder: Path | None, settings: dict[str, Any], every: float) -> None:
         self._folder = folder
         self._settings = json.dumps(settings, sort_keys=True)
         self._every = every
@@ -45,8 +45,7 @@ class TrainingRecord:
         Raises:
             PatchCoreError: the checkpoint is damaged, or of a training with other settings.
         """
-        path = self._folder / CHECKPOINT_FILE
-        if not path.exists():
+        if self._folder is None or not (path := self._folder / CHECKPOINT_FILE).exists():
             return 0
         try:
             state = torch.load(path, map_location=device, weights_only=True)
@@ -64,6 +63,8 @@ class TrainingRecord:
 
     def epoch(self, row: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note a finished epoch, the numbers of `COLUMNS`."""
+        if self._folder is None:
+            return
         self._rows.append(row)
         with atomic_write(self._folder / LOG_FILE) as aside, aside.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -84,4 +85,5 @@ class TrainingRecord:
 
     def finish(self) -> None:
         """The training is over: drop the checkpoint."""
-        (self._folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        if self._folder is not None:
+            (self._folder / CHECKPOINT_FILE).unlink(missing_ok=True)

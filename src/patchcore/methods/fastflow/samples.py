@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from patchcore.methods.fastflow.brightness import jittered
+from patchcore.methods.fastflow.brightness import jitter_brightness
 from patchcore.methods.fastflow.config import FastFlowConfig
-from patchcore.methods.fastflow.network import Network
-from patchcore.system.memory import available_bytes, format_bytes
+from patchcore.methods.fastflow.tiled_encoder import TiledEncoder
+from patchcore.system.devices import available_bytes
+from patchcore.system.memory import format_bytes
 from patchcore.system.timing import StageTimer
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Samples(Protocol):
 
 
 def collect(
-    batches: Iterable[Tensor], num_images: int, network: Network, brightness_jitter: float, timer: StageTimer
+    batches: Iterable[Tensor], num_images: int, encoder: TiledEncoder, brightness_jitter: float, timer: StageTimer
 ) -> Samples:
     """Gather training images as features where these stay the same and fit into half of the free memory.
 
@@ -40,34 +41,30 @@ def collect(
         batches: (B, 3, H, W) uint8 images, `num_images` in all.
         brightness_jitter: share by which images become brighter or darker; 0 leaves features as they are.
     """
-    place = _place_of_features(num_images, network)
+    place = _place_of_features(num_images, encoder)
     if brightness_jitter or place is None:
         if not brightness_jitter:
-            size = format_bytes(_feature_bytes(num_images, network))
+            size = format_bytes(encoder.nbytes(num_images))
             log.info("features would take %s: they are computed anew in every epoch", size)
-        return ImageSamples(batches, num_images, network, brightness_jitter, timer)
-    return FeatureSamples(batches, num_images, network, place, timer)
+        return ImageSamples(batches, num_images, encoder, brightness_jitter, timer)
+    return FeatureSamples(batches, num_images, encoder, place, timer)
 
 
-def expected_bytes(num_images: int, network: Network, config: FastFlowConfig) -> dict[torch.device, int]:
+def expected_bytes(num_images: int, encoder: TiledEncoder, config: FastFlowConfig) -> dict[torch.device, int]:
     """What a training holds of so many images, by device: features, or the images; these also to match brightness."""
-    images = num_images * 3 * network.imagesize**2
-    place = _place_of_features(num_images, network)
+    images = num_images * 3 * encoder.imagesize**2
+    place = _place_of_features(num_images, encoder)
     if config.brightness_jitter or place is None:
         return {_HOST: images * (1 + config.match_brightness)}
     host = images * config.match_brightness
-    expected = {place: _feature_bytes(num_images, network)}
+    expected = {place: encoder.nbytes(num_images)}
     return expected | {_HOST: expected.get(_HOST, 0) + host} if host else expected
 
 
-def _feature_bytes(num_images: int, network: Network) -> int:
-    return num_images * network.inputs_per_image * network.nbytes_per_input
-
-
-def _place_of_features(num_images: int, network: Network) -> torch.device | None:
-    """The device that has room for all features, the network's own first; None if none has."""
-    for place in dict.fromkeys([network.device, _HOST]):
-        if _feature_bytes(num_images, network) <= _SHARE * available_bytes(place):
+def _place_of_features(num_images: int, encoder: TiledEncoder) -> torch.device | None:
+    """The device that has room for all features, the encoder's own first; None if none has."""
+    for place in dict.fromkeys([encoder.encoder.device, _HOST]):
+        if encoder.nbytes(num_images) <= _SHARE * available_bytes(place):
             return place
     return None
 
@@ -76,20 +73,20 @@ class FeatureSamples:
     """Features that were computed once."""
 
     def __init__(
-        self, batches: Iterable[Tensor], num_images: int, network: Network, place: torch.device, timer: StageTimer
+        self, batches: Iterable[Tensor], num_images: int, encoder: TiledEncoder, place: torch.device, timer: StageTimer
     ) -> None:
-        self._device = network.device
+        self._device = encoder.encoder.device
         self._maps: list[Tensor] = []
         filled = 0
         for images in batches:
-            for pieces in network.chunks(images):
-                maps = network.features(pieces, timer)
+            for inputs in encoder.cut(images):
+                maps = encoder.maps(inputs, timer)
                 if not self._maps:
-                    count = num_images * network.inputs_per_image
+                    count = num_images * encoder.per_image
                     self._maps = [x.new_empty(count, *x.shape[1:], device=place) for x in maps]
                 for store, x in zip(self._maps, maps, strict=True):
                     store[filled : filled + len(x)] = x
-                filled += len(pieces)
+                filled += len(inputs)
 
     def __len__(self) -> int:
         return len(self._maps[0])
@@ -106,28 +103,28 @@ class ImageSamples:
         self,
         batches: Iterable[Tensor],
         num_images: int,
-        network: Network,
+        encoder: TiledEncoder,
         brightness_jitter: float,
         timer: StageTimer,
     ) -> None:
-        self._network = network
+        self._encoder = encoder
         self._jitter = brightness_jitter
         self._timer = timer
-        self._images = torch.empty(num_images, 3, network.imagesize, network.imagesize, dtype=torch.uint8)
+        self._images = torch.empty(num_images, 3, encoder.imagesize, encoder.imagesize, dtype=torch.uint8)
         filled = 0
         for images in batches:
             self._images[filled : filled + len(images)] = images
             filled += len(images)
 
     def __len__(self) -> int:
-        return len(self._images) * self._network.inputs_per_image
+        return len(self._images) * self._encoder.per_image
 
     def maps(self, indices: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """See `Samples`; brightness is what is random."""
-        per_image = self._network.inputs_per_image
+        per_image = self._encoder.per_image
         numbers = (divmod(index, per_image) for index in indices.tolist())
-        images = torch.stack([self._network.piece(self._images[image], piece) for image, piece in numbers])
-        jitter = self._jitter and generator is not None
-        if jitter:
-            images = jittered(images, self._jitter, generator)
-        return self._network.features(images, self._timer, cached=not jitter)
+        images = torch.stack([self._encoder.input_of(self._images[image], piece) for image, piece in numbers])
+        if self._jitter == 0 or generator is None:
+            return self._encoder.maps(images, self._timer)
+        images = jitter_brightness(images, self._jitter, generator)
+        return self._encoder.maps(images, self._timer, cached=False)

@@ -62,23 +62,24 @@ def train(
                 with timer("flow"):
                     loss = _step(model, maps, optimizer, rate, config, noise)
                 total += loss * len(indices)
-            loss = float(total) / per_epoch  # the one time in an epoch that the device is waited for
+            mean_loss = float(total) / per_epoch  # the one time in an epoch that the device is waited for
             now = time.perf_counter()
-            if not math.isfinite(loss):
+            if not math.isfinite(mean_loss):
                 raise PatchCoreError(
-                    f"the training diverged in epoch {epoch + 1} of {config.epochs}: the loss is {loss} at a learning"
-                    f" rate of {rate:.2g}; lower --learning_rate or --gradient_clip"
+                    f"the training diverged in epoch {epoch + 1} of {config.epochs}: the loss is {mean_loss} at a"
+                    f" learning rate of {rate:.2g}; lower --learning_rate or --gradient_clip"
                 )
-            row = {
+            row: dict[str, float] = {
                 "epoch": epoch + 1,
-                "loss": loss,
+                "loss": mean_loss,
                 "learning_rate": rate,
                 "images_per_second": images_per_epoch / (now - start),
                 "seconds_left": (now - begin) / (epoch + 1 - done) * (config.epochs - epoch - 1),
             }
             record.epoch(row, model, optimizer)
             bar.set_postfix_str(
-                f"loss {loss:.3f} nats/dim, rate {rate:.1e}, {row['images_per_second']:.0f} images/s", refresh=False
+                f"loss {mean_loss:.3f} nats/dim, rate {rate:.1e}, {row['images_per_second']:.0f} images/s",
+                refresh=False,
             )
             bar.update()
     model.eval()

@@ -7,28 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchcore.types import PatchCoreError
 
 # A flat index as FAISS stores it: type, dimension, rows, two unused numbers, trained, metric; then the vectors.
 _HEADER = struct.Struct("<4siqqq?i")
-
-
 _COUNT = struct.Struct("<Q")
-
-
 _FLAT_L2 = b"IxF2"
-
-
 _METRIC_L2 = 1
-
-
 _UNUSED = 1 << 20
 
 
-def write_flat_index(path: Path, vectors: np.ndarray) -> None:
-    """Write (K, D) float32 vectors as FAISS's IndexFlatL2 file, byte for byte, with or without FAISS."""
+def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
+    """Write (K, D) float32 vectors as FAISS's IndexFlatL2 file."""
     vectors = np.ascontiguousarray(vectors, dtype="<f4")
     rows, dimension = vectors.shape
     with path.open("wb") as file:

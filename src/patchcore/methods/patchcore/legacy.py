@@ -87,7 +87,7 @@ def _unpickle(data: bytes) -> Any:
                 f"only plain containers, strings and numbers are read, and it holds an object ({opcode.name}{named});"
                 " nothing of it was run"
             )
-        if "PUT" in opcode.name and argument >= len(data):  # the unpickler allots room for that many values
+        if "PUT" in opcode.name and int(argument or 0) >= len(data):  # the unpickler allots room for that many values
             raise ValueError(f"{opcode.name} {argument} in a file of {len(data)} bytes")
     return _PlainUnpickler(BytesIO(data)).load()
 

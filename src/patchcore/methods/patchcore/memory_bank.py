@@ -20,17 +20,14 @@ from patchcore.methods.patchcore.search import (
     faiss_reaches_gpu,
     spread,
 )
-from patchcore.system.memory import available_bytes, format_bytes
+from patchcore.system.devices import available_bytes
+from patchcore.system.memory import format_bytes
 from patchcore.types import PatchCoreError
 
 log = logging.getLogger(__name__)
 
 GPU_SEARCH_BYTES = 2**31  # what a search on the GPU takes besides its bank; FAISS alone sets 1.5 GiB aside
-
-
 PRUNED_ROWS = 1000  # smaller banks, and narrower ones, are searched as fast without pruning
-
-
 PRUNED_DIMENSION = 128
 
 
@@ -38,8 +35,8 @@ class MemoryBank:
     """The patches that PatchCore remembers, and the search over them.
 
     Args:
-        features: (K, D) float32.
-        on_gpu: search on CUDA; needs a CUDA device.
+        features: (K, D) float, K > 0.
+        on_gpu: search on CUDA if the features are there and it has room, else on the CPU with a warning.
         num_workers: threads of the CPU search; None leaves FAISS's and torch's own choice, all cores.
         devices: the CUDA devices that the bank is spread over; none means the one of `features`.
     """
@@ -54,32 +51,37 @@ class MemoryBank:
     ) -> None:
         if features.ndim != 2 or not len(features):
             raise ValueError(f"a memory bank needs (K, D) features, K > 0, got {tuple(features.shape)}")
-        self.features = features.float().contiguous()
-        self.search = self._choose_search(on_gpu, num_workers, devices or [features.device])
+        bank = features.float().contiguous()
+        self.features = bank.cpu()  # for saving, and for a search there
+        on_gpu_search = self._search_on_gpu(bank, devices or [bank.device]) if on_gpu else None
+        self.search: Search = on_gpu_search or self._search_on_cpu(num_workers)
 
-    def _choose_search(self, on_gpu: bool, num_workers: int | None, devices: Sequence[torch.device]) -> Search:
-        if on_gpu and self.features.is_cuda:
-            bank, self.features = self.features, self.features.cpu()  # the one on the host is for saving
-            share = bank.nbytes // len(devices) + GPU_SEARCH_BYTES
-            if all(share <= available_bytes(device) for device in devices):
-                if not faiss_reaches_gpu():
-                    log.warning("FAISS cannot use the GPU here (not installed or without CUDA): torch searches there")
-                return spread(bank, devices, FaissGpuSearch if faiss_reaches_gpu() else TorchSearch)
+    def _search_on_gpu(self, bank: Tensor, devices: Sequence[torch.device]) -> Search | None:
+        """The search on CUDA devices; None, with a warning, where there are none or they have no room."""
+        if not bank.is_cuda:
+            log.warning("--faiss_on_gpu: the features are not on a CUDA device, searching on the CPU")
+            return None
+        share = bank.nbytes // len(devices) + GPU_SEARCH_BYTES
+        if any(share > available_bytes(device) for device in devices):
             log.warning(
                 "--faiss_on_gpu: no room there for a bank of %s and its search, searching on the CPU",
                 format_bytes(bank.nbytes),
             )
-        elif on_gpu:
-            log.warning("--faiss_on_gpu: the features are not on a CUDA device, searching on the CPU")
-        self.features = self.features.cpu()
-        if faiss_installed():
-            flat = FaissSearch(self.features, num_workers)
-            rows, dimension = self.features.shape
-            if rows < PRUNED_ROWS or dimension < PRUNED_DIMENSION:
-                return flat
-            return PrunedSearch(self.features, flat, num_workers)
-        log.warning("FAISS is not installed: torch searches, with the same distances")
-        return TorchSearch(self.features)
+            return None
+        if faiss_reaches_gpu():
+            return spread(bank, devices, FaissGpuSearch)
+        log.warning("FAISS cannot use the GPU here (not installed or without CUDA): torch searches there")
+        return spread(bank, devices, TorchSearch)
+
+    def _search_on_cpu(self, num_workers: int | None) -> Search:
+        if not faiss_installed():
+            log.warning("FAISS is not installed: torch searches, with the same distances")
+            return TorchSearch(self.features)
+        flat = FaissSearch(self.features, num_workers)
+        rows, dimension = self.features.shape
+        if rows < PRUNED_ROWS or dimension < PRUNED_DIMENSION:
+            return flat
+        return PrunedSearch(self.features, flat, num_workers)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -98,6 +100,9 @@ class MemoryBank:
 
         Returns:
             (Q, k) float32, ascending, at least 0, on the device of the queries.
+
+        Raises:
+            PatchCoreError: the bank has fewer than k patches.
         """
         if k > len(self):
             raise PatchCoreError(
@@ -108,4 +113,4 @@ class MemoryBank:
 
     def save(self, path: Path) -> None:
         """Write the bank as a FAISS flat L2 index."""
-        write_flat_index(path, self.features.cpu().numpy())
+        write_flat_index(path, self.features.numpy())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchcore.methods.patchcore.coreset import PROJECTION_DIMENSION
 from patchcore.methods.patchcore.sampler import NUM_STARTING_POINTS
-from patchcore.system.memory import available_bytes
+from patchcore.system.devices import available_bytes
 
 HOST = torch.device("cpu")
 
@@ -38,7 +38,7 @@ class BankSize:
 
     def coreset_bytes(self, device: torch.device) -> int:
         """What choosing the kept ones takes on the device that does it."""
-        # The points and a copy of those at work; first distances; distances, norms, indices of both.
+        # The points and a copy of the active ones; first distances; distances, norms, indices of both.
         per_patch = 2 * PROJECTION_DIMENSION + NUM_STARTING_POINTS + 8
         return self.patches * per_patch * _FLOAT + _CORESET_BUFFERS[device.type]
 
@@ -73,7 +73,7 @@ class PatchStore:
         return self._features
 
 
-def places(sizes: Sequence[BankSize], devices: Sequence[torch.device]) -> list[torch.device]:
+def choose_places(sizes: Sequence[BankSize], devices: Sequence[torch.device]) -> list[torch.device]:
     """Where each member's patches are kept: on its own device if there is room for them, else in host memory."""
     free = {device: _SHARE * available_bytes(device) for device in set(devices)}
     chosen = []
@@ -93,7 +93,7 @@ def expected_bytes(sizes: Sequence[BankSize], devices: Sequence[torch.device]) -
         sizes: of the members.
         devices: where each member computes.
     """
-    stores = places(sizes, devices)
+    stores = choose_places(sizes, devices)
     expected = dict.fromkeys([HOST, *devices], 0)
     for size, place in zip(sizes, stores, strict=True):
         expected[place] += size.store_bytes

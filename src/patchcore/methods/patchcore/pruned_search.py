@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchcore.system.devices import native_bfloat16
@@ -24,6 +26,9 @@ ROUNDOFF = 2.0**-8  # of bfloat16: the relative error of rounding to it
 FLOAT_ROUNDOFF = 2.0**-24
 UNDERFLOW = 1e-30  # far above what products of float32 lose where they underflow
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 
 def principal_directions(centred: Tensor, number: int) -> Tensor:
     """Roughly the leading principal directions of (K, D) rows by subspace iteration: (D, number), orthonormal."""
@@ -36,7 +41,7 @@ def principal_directions(centred: Tensor, number: int) -> Tensor:
     return basis
 
 
-def by_single_threads(function: Callable, items: Iterable, workers: int | None) -> list:
+def by_single_threads(function: Callable[[Item], Made], items: Iterable[Item], workers: int | None) -> list[Made]:
     """`function` of each item, by so many workers (at most torch's threads, None: as many) with one torch thread each.
 
     Threads that meet after every small operation, as torch's do, wait for each other far longer than they compute,
@@ -139,7 +144,7 @@ class PrunedSearch:
         query = np.concatenate([i * block + pairs[0] for i, pairs in enumerate(found)])
         return self._nearest(queries, k, query, np.concatenate([pairs[1] for pairs in found]))
 
-    def _survivors(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _survivors(self, queries: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All (query, row) pairs that may be among the k nearest, ordered by query, at least k for each."""
         centred = queries - self._mean
         reach = centred.norm(dim=1) + self._radius  # at least |q| + |b| for every b
@@ -158,12 +163,12 @@ class PrunedSearch:
         cut = (reduced.float().square().sum(dim=1) - limit) / 2  # the score of a row at that distance
         cut = (cut - cut.abs() * torch.finfo(self._dtype).eps).to(self._dtype)[:, None]  # for rounded scores
 
-        query, group = np.divmod(np.flatnonzero((best >= cut).numpy()), width)
-        near = groups[query, :, group] >= cut[query]
+        query, reached = np.divmod(np.flatnonzero((best >= cut).numpy()), width)
+        near = groups[query, :, reached] >= cut[query]
         hit, member = np.divmod(np.flatnonzero(near.numpy()), GROUP)
-        return query[hit], group[hit] + member * width
+        return query[hit], reached[hit] + member * width
 
-    def _nearest(self, queries: Tensor, k: int, query: np.ndarray, row: np.ndarray) -> Tensor:
+    def _nearest(self, queries: Tensor, k: int, query: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
         """The k least distances of each query among its pairs."""
         import faiss
 

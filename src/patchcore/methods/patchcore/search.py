@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 TORCH_DISTANCES = 2**25  # distances that the torch search holds at once
-
-
 TORCH_CANDIDATES = 4  # further neighbours whose distances torch recomputes, in case rounding swapped some
 
 
@@ -98,10 +96,10 @@ class ShardedSearch:
 
 
 def faiss_installed() -> bool:
-    """Whether FAISS can be imported here."""
+    """Whether FAISS can be imported here; one that was built for other libraries than are here cannot."""
     try:
         import faiss  # noqa: F401
-    except ImportError:
+    except (ImportError, RuntimeError):  # the latter where its shared libraries do not load
         return False
     return True
 

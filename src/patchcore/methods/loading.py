@@ -1,0 +1,48 @@
+"""From a model folder to a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchcore.features.workspace import Workspace
+from patchcore.methods import METHODS
+from patchcore.methods.detector import Detector
+from patchcore.methods.stored_model import read_model
+from patchcore.types import PatchCoreError
+
+
+def load(
+    folder: str | Path, *, device: str | torch.device | None = None, resize: int | None = None, **settings: Any
+) -> Detector:
+    """Load a stored detector: of any method, an ensemble, of this version or an older one, or the original's.
+
+    >>> import tempfile, numpy as np, patchcore
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    >>> detector = patchcore.PatchCore(
+    ...     backbones=["efficientnet_lite0"], layers=[["blocks.2"]], weights="random", resize=64, imagesize=64
+    ... ).fit(list(images))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     detector.save(f"{folder}/model")
+    ...     loaded = patchcore.load(f"{folder}/model", device="cpu", num_nn=2)
+    >>> loaded.config.num_nn, loaded.predict(images[:2].copy()[0]).score > 0
+    (2, True)
+
+    Args:
+        folder: holds `model.json` and its arrays, or the files of an older format.
+        device: such as "cuda" or "cpu"; None takes CUDA where it is there.
+        resize: shorter side of the images before cropping, for the original's folders, which do not say it.
+        settings: that replace stored ones, such as `num_nn`, `image_score` or `weights_dir`.
+
+    Raises:
+        PatchCoreError: there is no model, it is damaged, its backbone cannot be had, or a setting cannot be chosen
+            anew or has a wrong value.
+    """
+    model = read_model(Path(folder), METHODS, resize)
+    try:
+        model = model.with_settings(settings)
+    except ValueError as error:
+        raise PatchCoreError(f"{folder}: {error}") from error
+    return model.method.detector().load(model, Workspace.on(device))

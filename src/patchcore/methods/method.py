@@ -1,0 +1,101 @@
+"""What a method is, to all who run, store or load one without knowing which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchcore.methods.detector import Detector
+    from patchcore.methods.stored_model import StoredModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a method's command line, behind a word of its own.
+
+    Attributes:
+        word: begins the stage, such as "sampler".
+        settings: names of the fields of the method's configuration that are given in it.
+        help: what is chosen in it.
+        epilog: what else its help says.
+        ignored: options without effect, accepted at these values only: option strings -> value.
+    """
+
+    word: str
+    settings: tuple[str, ...]
+    help: str
+    epilog: str = ""
+    ignored: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
+
+
+def as_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that command-line options stand for: themselves."""
+    return dict(options)
+
+
+def nothing_refused(config: Any, given: frozenset[str]) -> None:
+    """For a method whose settings act whatever the others are."""
+
+
+def no_older_format(folder: Path, resize: int | None) -> StoredModel | None:
+    """A method that stored nothing before the present format."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method: its settings, its command line and its detector, which is imported when it is asked for.
+
+    Attributes:
+        name: in stored models and `config.yaml`.
+        title: for people.
+        config: the frozen dataclass of its settings, of `patchcore.settings`; has `weights` if backbones need any.
+        stages: of the command line that trains; the first names the loader's stage.
+        detector: gives the class of its detectors.
+        image_size: (configuration, resize or None, imagesize or None) -> resize and imagesize.
+        image_size_shown: what the help says of the two where they are left out.
+        describe: (configuration) -> what tells configurations apart at a glance: the networks first.
+        settings_from: (options) -> settings by name; a ValueError is a wrong use.
+        refuse: (configuration, names of the settings that were given) raises a ValueError for one without effect.
+        loader_help: what the help of the loader's stage says.
+        save_flag: the option of a run that stores the models.
+        category_file: the file of configs/ with settings by category, if there is one.
+        read_older: (folder, resize or None) -> a model in a format before the present one; None if it is not there.
+            `resize` is the shorter side of the images for a format that does not say it.
+    """
+
+    name: str
+    title: str
+    config: type
+    stages: tuple[Stage, ...]
+    detector: Callable[[], type[Detector]]
+    image_size: Callable[[Any, int | None, int | None], tuple[int, int]]
+    image_size_shown: tuple[str, str]
+    describe: Callable[[Any], tuple[str, ...]]
+    settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] = as_given
+    refuse: Callable[[Any, frozenset[str]], None] = nothing_refused
+    loader_help: str = "Choose the stored models. Their settings and image size come with them."
+    save_flag: str = "--save_model"
+    category_file: str | None = None
+    read_older: Callable[[Path, int | None], StoredModel | None] = no_older_format
+
+    def refuse_without_effect(self, config: Any, given: frozenset[str]) -> None:
+        """Raise a ValueError if a setting that was given has no effect in this configuration."""
+        if "weights_dir" in given and getattr(config, "weights", "pretrained") == "random":
+            raise ValueError("--weights_dir has no effect with --weights random")
+        self.refuse(config, given)
+
+    def short_name(self, config: Any, imagesize: int, *, stored: bool, by_category: bool) -> str:
+        """Mostly enough to tell the columns of a comparison apart."""
+        networks, *others = self.describe(config)
+        parts = [f"{self.title} {networks}", f"{imagesize} px", *others]
+        if by_category:
+            parts.append("class-specific")
+        if getattr(config, "weights", "pretrained") != "pretrained":
+            parts.append(f"{config.weights} weights")
+        if stored:
+            parts.append("stored")
+        return ", ".join(parts)

@@ -1,0 +1,247 @@
+"""The one format of stored models: `model.json`, and the arrays beside it. Nothing in them is ever executed.
+
+Without torch, so that a wrong folder is named before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from patchcore.datasets.geometry import Geometry
+from patchcore.methods.method import Method
+from patchcore.settings import check, from_plain, settings_of, split_settings, to_plain
+from patchcore.types import PatchCoreError
+
+MODEL_FILE = "model.json"
+FORMAT = 2  # 1: a file per method, patchcore_params.json and fastflow_params.json
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a detector was trained on.
+
+    Attributes:
+        images: how many, each of its views counted; None where the model does not say.
+        fingerprint: SHA-256 of the pixels that the network saw, in their order; None where the model does not say.
+        seed: source of all random choices, also of which training images were held out.
+        train_val_split: share of the training images that was trained on.
+        category: of the data set; None for images from elsewhere.
+        run: the id of the run; None for a model that no run made.
+    """
+
+    images: int | None = None
+    fingerprint: str | None = None
+    seed: int = 0
+    train_val_split: float = 1.0
+    category: str | None = None
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not 0 < self.train_val_split <= 1:
+            raise ValueError(f"train_val_split must be in (0, 1], got {self.train_val_split}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """The weights that a network really had: their name, such as "resnet18.a1_in1k", and a checksum of their values."""
+
+    backbone: str
+    name: str
+    checksum: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A model folder whose description was read and holds.
+
+    Attributes:
+        config: the settings, of the class `method.config`, with what `load` chose anew.
+        geometry: how images are brought to the network.
+        weights: one entry per network; empty where the model does not say.
+        calibration: room for what turns scores into verdicts.
+        checksums: file name -> SHA-256 of the arrays; empty where the model does not say.
+        overrides: the settings that were chosen anew on loading.
+    """
+
+    folder: Path
+    method: Method
+    config: Any
+    geometry: Geometry
+    training: Training
+    weights: tuple[LoadedWeights, ...] = ()
+    calibration: dict[str, Any] | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_arrays(self) -> None:
+        """See that the arrays are those that were stored.
+
+        Raises:
+            PatchCoreError: one is missing or was changed; it is named.
+        """
+        for name, checksum in self.checksums.items():
+            path = self.folder / name
+            if sha256_of(path) != checksum:
+                raise PatchCoreError(f"{path}: damaged: its checksum is not the one in {MODEL_FILE}")
+
+    def with_settings(self, chosen: Mapping[str, Any]) -> StoredModel:
+        """The model with some settings chosen anew.
+
+        Raises:
+            ValueError: a setting that cannot be, has a wrong value, or has no effect.
+        """
+        known = settings_of(self.config)
+        for name in chosen:
+            if name not in known or not known[name].on_load:
+                allowed = ", ".join(name for name, setting in known.items() if setting.on_load)
+                raise ValueError(f"{name} cannot be chosen anew for a stored model; there are {allowed}")
+        config = dataclasses.replace(self.config, **chosen)
+        self.method.refuse_without_effect(config, frozenset(chosen))
+        plain = to_plain(config)
+        decisive = {name: plain[name] for name in chosen if known[name].decides}
+        return dataclasses.replace(self, config=config, overrides={**self.overrides, **decisive})
+
+
+def write_model(model: StoredModel) -> None:
+    """Write `model.json` beside the arrays in an existing folder; every other file there is taken for one of them."""
+    settings, _ = split_settings(model.config)  # where and how fast is a matter of the machine
+    arrays = sorted(path for path in model.folder.iterdir() if path.name != MODEL_FILE)
+    content = {
+        "format": FORMAT,
+        "method": model.method.name,
+        "settings": settings,
+        "geometry": to_plain(model.geometry),
+        "training": to_plain(model.training),
+        "weights": to_plain(model.weights),
+        "calibration": model.calibration,
+        "arrays": {path.name: sha256_of(path) for path in arrays},
+    }
+    (model.folder / MODEL_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None = None) -> StoredModel:
+    """Read what a model folder says of itself, in this format or an older one; the arrays are left alone.
+
+    Args:
+        methods: those that may have stored it, by name.
+        resize: shorter side of the images before cropping, for the original's folders, which do not say it.
+
+    Raises:
+        PatchCoreError: there is no model, or its description is damaged, of a later format or of an unknown method.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        for method in methods.values():
+            if (older := method.read_older(folder, resize)) is not None:
+                return older
+        raise PatchCoreError(_missing(folder, methods))
+    content = read_description(path, FORMAT)
+    with explain_damage(path, "the description of a stored model"):
+        if content["method"] not in methods:
+            raise PatchCoreError(f"{path}: no method {content['method']!r:.40}; there are {', '.join(methods)}")
+        method = methods[content["method"]]
+        arrays = content["arrays"]
+        if not isinstance(arrays, dict) or not all(
+            Path(name).name == name and isinstance(arrays[name], str) for name in arrays
+        ):
+            raise ValueError(f"arrays must be checksums by file name, got {arrays!r:.80}")
+        if not isinstance(content["calibration"], dict | None):
+            raise ValueError(f"calibration must be an object or null, got {content['calibration']!r:.80}")
+        for name in arrays:
+            if not (folder / name).is_file():
+                raise PatchCoreError(f"{folder / name}: no such file, expected the array that {MODEL_FILE} names")
+        return StoredModel(
+            folder=folder,
+            method=method,
+            config=_part(content, "settings", method.config),
+            geometry=_part(content, "geometry", Geometry),
+            training=_part(content, "training", Training),
+            weights=tuple(_part({"weights": entry}, "weights", LoadedWeights) for entry in content["weights"]),
+            calibration=content["calibration"],
+            checksums=arrays,
+        )
+
+
+def _part(content: Mapping[str, Any], name: str, part: type[Part]) -> Part:
+    """A part of the description, whole: what is missing must not become a default of today."""
+    values = content[name]
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be an object, got {values!r:.80}")
+    missing = [key for key, known in settings_of(part).items() if known.decides and key not in values]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing in {name}")
+    return from_plain(part, values)
+
+
+@contextmanager
+def explain_damage(path: Path, expected: str) -> Iterator[None]:
+    """Turn what goes wrong with the content of a description into one line with its path."""
+    try:
+        yield
+    except KeyError as error:
+        raise PatchCoreError(f"{path}: expected {expected}, but {error} is missing") from error
+    except (ValueError, TypeError) as error:
+        raise PatchCoreError(f"{path}: expected {expected}: {error}") from error
+
+
+def read_description(path: Path, version: int) -> dict[str, Any]:
+    """Read a JSON object of that format.
+
+    Raises:
+        PatchCoreError: the file cannot be read, is no such JSON, or is of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PatchCoreError(f"{path}: cannot read the model: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PatchCoreError(f"{path}: damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise PatchCoreError(f"{path}: damaged: expected an object, got {content!r:.40}")
+    if content.get("format") != version:
+        raise PatchCoreError(
+            f"{path}: format {content.get('format')!r:.20}, this version reads format {version}; train and store the"
+            " model again"
+        )
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        PatchCoreError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise PatchCoreError(f"{path}: cannot read the model: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _missing(folder: Path, methods: Mapping[str, Method]) -> str:
+    titles = " or ".join(method.title for method in methods.values())
+    if not folder.is_dir():
+        return f"no folder {folder}: expected a stored {titles} model there"
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if inside:
+        return f"no {titles} model in {folder} for this category: there is {', '.join(inside)}"
+    return f"no {titles} model in {folder}: expected {MODEL_FILE} and the arrays that it names"
