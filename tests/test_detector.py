@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_what_is_said_of_an_image_depends_on_no_other(kind, fitted):
     for result, other in zip(among_ten, detector.predict(pictures), strict=True):  # in batches of 8
         assert result.score == pytest.approx(other.score, rel=1e-4)
         np.testing.assert_allclose(result.map, other.map, rtol=1e-3, atol=1e-4 * np.abs(result.map).max())
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_threads_may_share_a_detector(kind, fitted):
+    detector, pictures = fitted[kind], pixels(10, seed=1)
+    expected = detector.predict(pictures, batch_size=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(detector.predict, pictures, batch_size=1) for _ in range(8)]
+    for results in found:
+        for result, other in zip(results.result(), expected, strict=True):
+            assert result.score == other.score
 
 
 def test_an_ensemble_is_the_mean_of_its_members(fitted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from threading import Lock
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class FeatureExtractor(nn.Module):
         self.image_size = backbone.image_size
         self.prefix_tokens = backbone.prefix_tokens
         self._memory_format: torch.memory_format | None = None
+        self._one_at_a_time = Lock()  # the hooks of a pass would see the layers of another thread's
 
         module = copy_structure(backbone.module)
         for layer in self.layers:
@@ -105,7 +107,8 @@ class FeatureExtractor(nn.Module):
             with torch.inference_mode(False):
                 self.module.to(memory_format=memory_format)
             self._memory_format = memory_format
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with self._one_at_a_time, autocast:
             outputs = self._run(self.module, images.contiguous(memory_format=memory_format))
         return {layer: self._to_map(layer, outputs[layer], images.shape).float() for layer in self.layers}
 
