@@ -12,7 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from commands import LITE0, patchcore_args, run_patchcore
+from commands import LITE0, load_and_evaluate_fastflow, patchcore_args, run_patchcore
+from patchcore import __version__
+from patchcore.cli.compare import compare_results
+from patchcore.cli.synthetic import make_synthetic_mpdd
 from patchcore.results.tables import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +63,11 @@ def test_help_answers_in_half_a_second(script):
         assert ended.returncode == 0
         assert "Usage:" in ended.stdout
     assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", [run_patchcore, load_and_evaluate_fastflow, compare_results, make_synthetic_mpdd])
+def test_every_command_tells_its_version(shell, command):
+    assert shell(command, "--version").out == f"patchcore, version {__version__}\n"
 
 
 def processor_seconds():

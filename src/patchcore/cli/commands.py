@@ -15,7 +15,6 @@ import click
 from patchcore.cli.errors import OneLineGroup, as_usage_error
 from patchcore.cli.options import names_given
 from patchcore.cli.stages import (
-    HELP,
     StageOptions,
     dataset_stage,
     find_stage,
@@ -39,17 +38,15 @@ log = logging.getLogger(__name__)
 def training_command(method: Method) -> OneLineGroup:
     """Train and evaluate a method: options of the run, its stages, the stage dataset."""
     words = [stage.word for stage in method.stages]
-    group = OneLineGroup(
+    return OneLineGroup(
         chain=True,
         params=run_parameters(method.save_flag),
-        context_settings=HELP,
         help=f"Train {method.title} on good images and evaluate it.\n\nRESULTS_PATH and options come first, then the"
         f" stages {', '.join(words)} and dataset, each with its own --help:\n\n\b\nrun_{method.name}.py [options]"
         f" RESULTS {' ... '.join(words)} ... dataset -d metal_plate mpdd DATAPATH",
         commands=[*(method_stage(stage, method) for stage in method.stages), dataset_stage(method)],
         result_callback=lambda stages, **run: _train(method, stages, **run),
     )
-    return click.version_option(package_name="patchcore-metal-parts", prog_name="patchcore")(group)
 
 
 def evaluation_command(method: Method) -> OneLineGroup:
@@ -60,17 +57,15 @@ def evaluation_command(method: Method) -> OneLineGroup:
     def evaluate(ctx: click.Context, stages: list[StageOptions], **run: Any) -> None:
         _evaluate(method, stages, seed_given="seed" in names_given(ctx), **run)
 
-    group = OneLineGroup(
+    return OneLineGroup(
         chain=True,
         params=run_parameters(None),
-        context_settings=HELP,
         help=f"Evaluate stored {method.title} models.\n\nRESULTS_PATH and options come first, then the stages"
         f" {loader.name} and dataset, each with its own --help. With the batch size and threads of the run that stored"
         " a model, its numbers come out to the last digit on the same device.",
         commands=[loader, stored_dataset_stage()],
         result_callback=evaluate,
     )
-    return click.version_option(package_name="patchcore-metal-parts", prog_name="patchcore")(group)
 
 
 def _train(method: Method, stages: list[StageOptions], debug: bool, **settings: Any) -> None:

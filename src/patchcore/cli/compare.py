@@ -9,7 +9,7 @@ import click
 from patchcore.cli.errors import OneLineCommand
 
 
-@click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=OneLineCommand)
 @click.argument("results_path", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--output",

@@ -12,13 +12,20 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from patchcore import __version__
 from patchcore.types import PatchCoreError
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 Made = TypeVar("Made")
 
 
 class OneLineCommand(click.Command):
     """A command that ends with one line and exit code 1 (2 for usage) instead of a traceback, unless `--debug`."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{**settings, "context_settings": HELP})
+        click.version_option(__version__, prog_name="patchcore")(self)
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from patchcore.cli.errors import HELP
 from patchcore.cli.options import names_given, parameters
 from patchcore.config import DatasetConfig, RunConfig
 from patchcore.methods.method import Method, Stage
 from patchcore.settings import settings_of
 
-HELP = {"help_option_names": ["-h", "--help"]}
 _IMAGES = "Choose the images: NAME says the layout, DATA_PATH holds a folder per category."
 _OF_THE_MODELS = "that of the models"
 _HELP_OF_STORED = {  # where the training's would mislead

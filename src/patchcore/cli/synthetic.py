@@ -16,7 +16,7 @@ def _number(name: str, default: int, least: int, text: str) -> Callable:
     return click.option(f"--{name}", default=default, show_default=True, type=click.IntRange(min=least), help=text)
 
 
-@click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=OneLineCommand)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "-d",
