@@ -161,7 +161,6 @@ def test_settings_are_split_into_what_decides_and_what_does_not():
         **{"name": "one", "count": 1, "share": 0.5, "flag": False, "optional": None, "names": [], "numbers": [0]},
         **{"lists": [], "plain": 2.0},
     }
-    assert split_settings(example(), ["count", "place", "unheard of"]) == ({"count": 1}, {"place": None})
 
 
 # To plain values and back

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,7 +133,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(config_class: type[Config], values: Mapping[str, Any]) -> Config:
-    """Make a configuration from settings by name, as `to_plain` gives them.
+    """Make a configuration, which checks itself, from settings by name, as `to_plain` gives them.
 
     Raises:
         ValueError: a name that is no setting, one that is missing, or a value that does not fit.
@@ -145,15 +145,11 @@ def from_plain(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if missing:
         raise ValueError(f"the setting {missing[0]} is missing")
-    kinds = types_of(config_class)
-    # A default may stand for what is chosen later, None for a preset's value: it need not have the field's type.
-    chosen = {name: value for name, value in values.items() if value is not fields[name].default}
-    return config_class(**{name: _fitted(name, value, kinds[name]) for name, value in chosen.items()})
+    return config_class(**values)
 
 
-def split_settings(config: Any, names: Iterable[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_settings(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain settings that decide results, and those that say where and how fast these are computed."""
     known, plain = settings_of(config), to_plain(config)
-    chosen = [name for name in (names if names is not None else plain) if name in plain]
-    decisive = {name: plain[name] for name in chosen if known[name].decides}
-    return decisive, {name: plain[name] for name in chosen if not known[name].decides}
+    decisive = {name: value for name, value in plain.items() if known[name].decides}
+    return decisive, {name: value for name, value in plain.items() if not known[name].decides}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchcore.datasets.images import load_image, load_mask, read_image_size
+from patchcore.settings import check, setting
 from patchcore.types import PatchCoreError, Sample
 
 REDUCED_DECODING = 2  # a reduced JPEG keeps at least this many times the pixels of `resize`
@@ -30,13 +31,12 @@ class Geometry:
             `resize`. The resized pixels then differ from the exact ones by some tenths of a grey value.
     """
 
-    resize: int
-    imagesize: int
-    reduced_decoding: bool = False
+    resize: int = setting(at_least=1)
+    imagesize: int = setting(at_least=1)
+    reduced_decoding: bool = setting(False)
 
     def __post_init__(self) -> None:
-        if self.imagesize < 1:
-            raise ValueError(f"imagesize must be at least 1, got {self.imagesize}")
+        check(self)
         if self.imagesize > self.resize:
             raise ValueError(
                 f"imagesize {self.imagesize} is larger than resize {self.resize}, so that the crop would pad "

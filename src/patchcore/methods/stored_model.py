@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from patchcore.datasets.geometry import Geometry
 from patchcore.methods.method import Method
-from patchcore.settings import check, from_plain, settings_of, split_settings, to_plain
+from patchcore.settings import check, from_plain, setting, settings_of, split_settings, to_plain
 from patchcore.types import PatchCoreError
 
 MODEL_FILE = "model.json"
@@ -40,17 +40,13 @@ class Training:
 
     images: int | None = None
     fingerprint: str | None = None
-    seed: int = 0
-    train_val_split: float = 1.0
+    seed: int = setting(0, at_least=0)
+    train_val_split: float = setting(1.0, above=0, at_most=1)
     category: str | None = None
     run: str | None = None
 
     def __post_init__(self) -> None:
         check(self)
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if not 0 < self.train_val_split <= 1:
-            raise ValueError(f"train_val_split must be in (0, 1], got {self.train_val_split}")
 
 
 @dataclass(frozen=True, kw_only=True)

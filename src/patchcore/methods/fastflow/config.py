@@ -120,7 +120,7 @@ class FastFlowConfig:
     class_specific: bool = setting(False, option=False)
 
     def __post_init__(self) -> None:
-        for name, value in preset_of(self.backbone).flow.items():
+        for name, value in preset_of(str(self.backbone)).flow.items():
             if getattr(self, name) in (None, ()):
                 object.__setattr__(self, name, value)
         check(self)
