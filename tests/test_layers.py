@@ -157,12 +157,25 @@ def loaded_by(code: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(ended.stdout.splitlines()[-1])}
 
 
+READ_WHERE_NO_MODEL_IS = """
+from pathlib import Path
+from patchcore.methods import METHODS
+from patchcore.methods.stored_model import read_model
+from patchcore.types import PatchCoreError
+try:
+    read_model(Path("nowhere"), METHODS)
+except PatchCoreError:
+    pass
+"""
+
+
 @pytest.mark.parametrize(
     "code",
     [
         "import patchcore; dir(patchcore); patchcore.__version__",
         "from patchcore.methods import METHODS",
         "from patchcore.config import RunConfig, DatasetConfig",
+        READ_WHERE_NO_MODEL_IS,
     ],
 )
 def test_what_names_and_describes_costs_no_torch(code):

@@ -143,7 +143,6 @@ def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_give
     places = {name: value for name, value in loader.settings.items() if name not in loader.given and value}
     start_logging(debug)
 
-    from patchcore.category_run import Job
     from patchcore.methods.stored_model import read_model
 
     models = {}
@@ -155,6 +154,9 @@ def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_give
         except ValueError as error:
             raise click.UsageError(f"{error} ({folder})") from error
     run, dataset = _complete_settings(run, images.settings, models, seed_given=seed_given)
+
+    from patchcore.category_run import Job
+
     by_category = {category: models[folder] for category, folder in folders.items()}
     configs = {category: model.config for category, model in by_category.items()}
     workspace = _workspace(run, checksums=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from patchcore.datasets.images import load_image, load_mask, read_image_size
 from patchcore.settings import check, setting
 from patchcore.types import PatchCoreError, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 REDUCED_DECODING = 2  # a reduced JPEG keeps at least this many times the pixels of `resize`
 
@@ -49,6 +52,8 @@ class Geometry:
 
     def image(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels that the network sees: (3, imagesize, imagesize) uint8 RGB, a view of (H, W, 3)."""
+        import torch  # who reads what a stored model says of itself needs none
+
         return torch.from_numpy(np.array(self.picture(image))).permute(2, 0, 1)
 
     def mask(self, mask: Image.Image) -> NDArray[np.bool_]:
