@@ -159,6 +159,13 @@ def test_a_pillow_image_of_any_kind_is_read_as_its_file_would_be(mode, fitted, t
     assert_same(detector.predict(image), detector.predict(tmp_path / "image.png"))
 
 
+def test_a_pillow_image_stays_as_it_is(fitted):
+    picture = Image.fromarray(GOOD).convert("P")
+    picture.info["transparency"] = 0
+    fitted["one network"].predict(picture)
+    assert (picture.mode, picture.info["transparency"]) == ("P", 0)
+
+
 def test_images_of_other_sizes_are_brought_to_the_network(fitted):
     for height, width in ((1, 1), (SIZE, 300), (300, SIZE)):
         [picture] = pixels(1, height=height, width=width)
@@ -310,6 +317,22 @@ def test_batches_hold_an_image_or_more(batch_size, fitted):
         fitted["one network"].predict([GOOD], batch_size=batch_size)
 
 
+def test_a_detector_whose_training_failed_says_so(monkeypatch):
+    detector = NEW["ensemble"]().fit(pixels(5))
+    remembered = []
+
+    def fail_at_the_second(self, *args):
+        if remembered:
+            raise MemoryError
+        remembered.append(self)
+
+    monkeypatch.setattr("patchcore.methods.patchcore.detector.Member.remember", fail_at_the_second)
+    with pytest.raises(MemoryError):
+        detector.fit(pixels(5, seed=1))
+    with pytest.raises(PatchCoreError, match="has learnt nothing yet"):
+        detector.predict(GOOD)
+
+
 # Settings
 
 
@@ -333,6 +356,8 @@ def test_batches_hold_an_image_or_more(batch_size, fitted):
         ("fastflow", {"imagesize": -64}, "imagesize must be a number of pixels, at least 1, got -64"),
         ("one network", {"resize": "72"}, "resize must be a number of pixels, at least 1, got '72'"),
         ("fastflow", {"resize": 72.5}, "resize must be a number of pixels, at least 1, got 72.5"),
+        ("fastflow", {"image_score": "max", "top_share": 0.1}, "--top_share has no effect with --image_score max"),
+        ("one network", {"weights_dir": "here"}, "--weights_dir has no effect with --weights random"),
     ],
 )
 def test_settings_that_there_are_not_or_that_do_not_fit_are_named(kind, settings, message):
@@ -361,6 +386,20 @@ def test_networks_that_there_are_not_are_named(settings, message):
     with pytest.raises(PatchCoreError, match=message) as error:
         NEW["one network"](**settings)
     one_line(error)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_here_is_named(device):
+    with pytest.raises(PatchCoreError, match=f"device '{device}' cannot be had here") as error:
+        NEW["one network"](device=device)
+    one_line(error)
+
+
+def test_a_workspace_has_its_devices(fitted):
+    workspace = fitted["one network"].workspace
+    with pytest.raises(ValueError, match="a workspace has its devices, got one and device 'cpu'"):
+        NEW["one network"](workspace=workspace)
+    assert NEW["one network"](workspace=workspace, device=None).workspace is workspace
 
 
 def test_image_sizes_left_out_are_those_of_the_method():
@@ -398,6 +437,13 @@ def test_a_folder_that_is_there_is_not_written_over(fitted, tmp_path):
     assert str(tmp_path / "model") in one_line(error)
     assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_a_stored_detector_keeps_its_image_size(fitted, tmp_path):
+    fitted["one network"].save(tmp_path / "model")
+    assert patchcore.load(tmp_path / "model", resize=72, device="cpu").geometry.resize == 72
+    with pytest.raises(PatchCoreError, match="stored with resize 72, got 80: leave it out"):
+        patchcore.load(tmp_path / "model", resize=80, device="cpu")
 
 
 def test_a_stored_detector_may_be_searched_with_other_neighbours(fitted, tmp_path):

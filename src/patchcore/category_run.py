@@ -117,11 +117,12 @@ class CategoryRun:
         pictures: list[NDArray[np.uint8]] | None = [] if self.config.save_segmentation_images else None
         output, prediction_costs = self._predict(detector, category.test, "testing", pictures)
         costs |= prediction_costs | detector.costs()
+        predictions = evaluation.predictions_of(output, category.test, masks)
+        del output  # the maps of every member of an ensemble
         verdict = None
         if category.held_out:
             held_out, _ = self._predict(detector, category.held_out, "held out", None)
-            verdict = judge(output.scores, held_out.scores)
-        predictions = evaluation.predictions_of(output, category.test, masks)
+            verdict = judge(predictions.raw_scores, held_out.scores)
         quality = self._measure_and_write(predictions, verdict, pictures)
         if self.config.save_model and not self.job.models:
             target = self.folder.models / category.row

@@ -12,6 +12,7 @@ from patchcore.features.cache import FeatureCache
 from patchcore.features.encoder import Encoder
 from patchcore.features.extractor import FeatureExtractor, default_layers
 from patchcore.system.devices import warn_of_slow_precision
+from patchcore.types import PatchCoreError
 
 
 class Workspace:
@@ -33,8 +34,18 @@ class Workspace:
 
     @classmethod
     def on(cls, device: str | torch.device | None = None) -> Workspace:
-        """A workspace on one device; None takes CUDA where it is there."""
-        return cls([torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))])
+        """A workspace on one device; None takes CUDA where it is there.
+
+        Raises:
+            PatchCoreError: there is no such device.
+        """
+        try:
+            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+            reason = str(error).partition("\n")[0]
+            raise PatchCoreError(f"device {str(device)!r} cannot be had here, try 'cpu': {reason}") from error
+        return cls([chosen])
 
     @property
     def device(self) -> torch.device:

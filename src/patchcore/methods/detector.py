@@ -79,12 +79,12 @@ class Detector(ABC):
             None leaves them to the method.
         reduced_decoding: decode large JPEG files at a smaller scale.
         device: such as "cuda" or "cpu"; None takes CUDA where it is there.
-        workspace: shared with other detectors, instead of `device`.
+        workspace: shared with other detectors; has its devices.
         settings: fields of the method's configuration, such as `PatchCoreConfig`.
 
     Raises:
-        ValueError: a setting that there is not, or that does not fit.
-        PatchCoreError: a backbone, layer or image size that cannot be had.
+        ValueError: a setting that there is not, that does not fit, or that has no effect beside the others.
+        PatchCoreError: a device, backbone, layer or image size that cannot be had.
     """
 
     method: ClassVar[Method]
@@ -102,10 +102,13 @@ class Detector(ABC):
     ) -> None:
         if config is not None and settings:
             raise ValueError(f"settings come with the configuration or by name, got both: {', '.join(settings)}")
+        if workspace is not None and device is not None:
+            raise ValueError(f"a workspace has its devices, got one and device {str(device)!r}")
         for name, side in (("resize", resize), ("imagesize", imagesize)):
             if side is not None and (type(side) is not int or side < 1):
                 raise ValueError(f"{name} must be a number of pixels, at least 1, got {side!r:.80}")
         self.config = from_plain(self.method.config, settings) if config is None else config
+        self.method.refuse_without_effect(self.config, frozenset(settings))
         resize, imagesize = self.method.image_size(self.config, resize, imagesize)
         self.geometry = Geometry(resize=resize, imagesize=imagesize, reduced_decoding=reduced_decoding)
         self.workspace = workspace or Workspace.on(device)
@@ -190,9 +193,10 @@ class Detector(ABC):
         digest = hashlib.sha256()
         watched = dataclasses.replace(images, batches=_hashed(images.batches, digest))
         timer = timer or StageTimer(self.workspace.device)
+        # A training that fails may leave members old and new, and a calibration belongs to what was learnt before.
+        self.training = self.calibration = None
         self.learn(watched, torch.Generator().manual_seed(training.seed), timer, record)
         self.training = dataclasses.replace(training, images=images.count, fingerprint=digest.hexdigest())
-        self.calibration = None  # one that was loaded belongs to what was learnt before
         return self
 
     def predict(self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 8) -> Any:
@@ -307,7 +311,7 @@ class _Sources:
                 )
             return self._geometry.image(Image.fromarray(image))
         if isinstance(image, Image.Image):
-            return self._geometry.image(to_rgb(image, "the image"))
+            return self._geometry.image(to_rgb(image.copy(), "the image"))  # it would lose its transparency
         raise TypeError(
             f"an image must be a path, a Pillow image or an array (H, W, 3) uint8, got {type(image).__name__}"
         )

@@ -33,7 +33,8 @@ def load(
     Args:
         folder: holds `model.json` and its arrays, or the files of an older format.
         device: such as "cuda" or "cpu"; None takes CUDA where it is there.
-        resize: shorter side of the images before cropping, for the original's folders, which do not say it.
+        resize: shorter side of the images before cropping, for the original's folders, which do not say it; any other
+            model must have been stored with it.
         settings: that replace stored ones, such as `num_nn`, `image_score` or `weights_dir`.
 
     Raises:
@@ -45,4 +46,6 @@ def load(
         model = model.with_settings(settings)
     except ValueError as error:
         raise PatchCoreError(f"{folder}: {error}") from error
+    if resize not in (None, model.geometry.resize):
+        raise PatchCoreError(f"{folder}: stored with resize {model.geometry.resize}, got {resize}: leave it out")
     return model.method.detector().load(model, Workspace.on(device))
