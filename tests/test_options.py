@@ -10,7 +10,7 @@ import click
 import pytest
 
 from commands import load_and_evaluate_fastflow, load_and_evaluate_patchcore, run_fastflow, run_patchcore
-from patchcore.cli.options import names_given, parameters
+from patchcore.cli.options import names_stated, parameters
 from patchcore.config import DatasetConfig, RunConfig
 from patchcore.methods import METHODS
 from patchcore.methods.fastflow.config import FastFlowConfig
@@ -50,7 +50,7 @@ def parse():
     def start(*args, names=None, shown=None):
         command = click.Command("example", params=parameters(Example, names, shown=shown))
         context = command.make_context("example", ["-n", "x", *args, "one", "there"])
-        return context.params, names_given(context)
+        return context.params, names_stated(context)
 
     return start
 

@@ -7,8 +7,8 @@ from golden import GOLDEN, needs_golden
 from patchcore.scoring import (
     anomaly_maps,
     decision_values,
+    derive_verdict,
     image_scores,
-    judge,
     p_values,
     patch_scores,
 )
@@ -64,7 +64,7 @@ def test_p_values_of_good_images_are_valid():
 
 
 def test_a_verdict_holds_images_against_held_out_ones():
-    verdict = judge(np.array([[1.0, 5.0, 4.0]]), np.array([[2.0, 4.0]]))
+    verdict = derive_verdict(np.array([[1.0, 5.0, 4.0]]), np.array([[2.0, 4.0]]))
     assert verdict.threshold == 4
     assert verdict.rejected.tolist() == [False, True, False]
     assert verdict.values.tolist() == [1, 5, 4]

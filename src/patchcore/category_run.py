@@ -32,7 +32,7 @@ from patchcore.results import columns
 from patchcore.results.config_file import row_name
 from patchcore.results.run_folder import RunFolder
 from patchcore.results.scores import write_pixel_pairs, write_scores
-from patchcore.scoring import Verdict, judge
+from patchcore.scoring import Verdict, derive_verdict
 from patchcore.system.devices import peak_gpu_mib, reset_peak_gpu
 from patchcore.system.files import atomic_write
 from patchcore.system.memory import peak_host_mib
@@ -122,7 +122,7 @@ class CategoryRun:
         verdict = None
         if category.held_out:
             held_out, _ = self._predict(detector, category.held_out, "held out", None)
-            verdict = judge(predictions.raw_scores, held_out.scores)
+            verdict = derive_verdict(predictions.raw_scores, held_out.scores)
         quality = self._measure_and_write(predictions, verdict, pictures)
         if self.config.save_model and not self.job.models:
             target = self.folder.models / category.row

@@ -10,6 +10,8 @@ from patchcore.settings import check, setting
 WEIGHTS = ("pretrained", "random")
 PRECISIONS = ("float32", "bfloat16")
 DATASETS = ("mpdd", "mvtec")
+WEIGHTS_VARIABLE = "PATCHCORE_WEIGHTS"  # the environment variable that names a folder with weight files
+FEATURE_CACHE_GIB = 20.0
 
 
 def weights_setting() -> str:
@@ -22,7 +24,7 @@ def weights_dir_setting() -> Path | None:
     return setting(
         None,
         "Folder with weight files, where they cannot be downloaded.",
-        variable="PATCHCORE_WEIGHTS",
+        variable=WEIGHTS_VARIABLE,
         decides=False,
         on_load=True,
     )
@@ -59,7 +61,7 @@ class RunConfig:
         None,
         "Size of that folder; what was used longest ago is deleted.",
         above=0,
-        shown="20",
+        shown=f"{FEATURE_CACHE_GIB:g}",
         decides=False,
     )
 

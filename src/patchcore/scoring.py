@@ -70,7 +70,7 @@ class Verdict:
     p_values: NDArray[np.float64]
 
 
-def judge(raw_scores: NDArray[np.float64], held_out: NDArray[np.float64]) -> Verdict:
+def derive_verdict(raw_scores: NDArray[np.float64], held_out: NDArray[np.float64]) -> Verdict:
     """Hold images against good ones that took no part in training.
 
     Args:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchcore.backbones.registry import WEIGHTS, Entry, near_misses, resolve_backbone
+from patchcore.backbones.registry import Entry, near_misses, resolve_backbone
 from patchcore.backbones.weights import (
     WeightFinder,
     current_names,
@@ -17,6 +17,7 @@ from patchcore.backbones.weights import (
     registry_source,
     timm_source,
 )
+from patchcore.config import WEIGHTS
 from patchcore.types import PatchCoreError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ class Backbone:
         name: as asked for, a `.seed-N` included.
         module: the network; takes (B, 3, H, W) float32 images.
         weights: what was loaded: "ResNet50_Weights.IMAGENET1K_V1", "resnet18.a1_in1k", "random seed 3".
-        seed: N of a `.seed-N` suffix, None without one.
         prefix_tokens: class, distillation and register tokens that a transformer puts before its patches.
         image_size: the one (H, W) that the network accepts, None where it takes any size.
         layers: those at reductions 4, 8 and 16 where a table knows them.
@@ -40,7 +40,6 @@ class Backbone:
     name: str
     module: nn.Module
     weights: str
-    seed: int | None = None
     prefix_tokens: int = 0
     image_size: tuple[int, int] | None = None
     layers: tuple[str, ...] = ()
@@ -91,7 +90,7 @@ def load_backbone(name: str, *, weights: str = "pretrained", weights_dir: Path |
         backbone = load(name, entry, None if weights == "random" else WeightFinder(weights_dir))
     backbone.module.eval().requires_grad_(False)
     label = f"random seed {seed or 0}" if weights == "random" else backbone.weights
-    return replace(backbone, seed=seed, weights=label)
+    return replace(backbone, weights=label)
 
 
 def _load_module(name: str, entry: Entry, finder: WeightFinder | None) -> Backbone:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from patchcore.types import PatchCoreError
 
-WEIGHTS = ("pretrained", "random")
 OFFLINE_BACKBONE = "efficientnet_lite0"
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchcore.backbones.registry import OFFLINE_BACKBONE, Entry
+from patchcore.config import WEIGHTS_VARIABLE
 from patchcore.types import PatchCoreError
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
     from torch import Tensor
 
-WEIGHTS_VARIABLE = "PATCHCORE_WEIGHTS"
 _TIMEOUT = 10  # seconds that a silent server is waited for
 
 # What torch.load raises on files that are cut short, garbage, web pages or pickles of something else.

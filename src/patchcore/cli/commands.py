@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchcore.cli.errors import OneLineGroup, as_usage_error
-from patchcore.cli.options import names_given
+from patchcore.cli.options import names_stated
 from patchcore.cli.stages import (
     StageOptions,
     dataset_stage,
@@ -23,7 +23,7 @@ from patchcore.cli.stages import (
     run_parameters,
     stored_dataset_stage,
 )
-from patchcore.config import DatasetConfig, RunConfig
+from patchcore.config import FEATURE_CACHE_GIB, DatasetConfig, RunConfig
 from patchcore.methods.method import Method
 from patchcore.settings import from_plain, settings_of
 from patchcore.types import PatchCoreError
@@ -55,7 +55,7 @@ def evaluation_command(method: Method) -> OneLineGroup:
 
     @click.pass_context
     def evaluate(ctx: click.Context, stages: list[StageOptions], **run: Any) -> None:
-        _evaluate(method, stages, seed_given="seed" in names_given(ctx), **run)
+        _evaluate(method, stages, seed_stated="seed" in names_stated(ctx), **run)
 
     return OneLineGroup(
         chain=True,
@@ -74,7 +74,7 @@ def _train(method: Method, stages: list[StageOptions], debug: bool, **settings: 
     images = find_stage(stages, "dataset")
     start_logging(debug)
     options = {name: value for stage in own for name, value in stage.settings.items()}
-    stated = frozenset().union(*(stage.given for stage in own))
+    stated = frozenset().union(*(stage.stated for stage in own))
     config, configs = _configurations(method, options, stated, images.settings["categories"])
     resize, imagesize = method.image_size(config, images.settings["resize"], images.settings["imagesize"])
     dataset = as_usage_error(DatasetConfig, **{**images.settings, "resize": resize, "imagesize": imagesize})
@@ -134,13 +134,13 @@ def _read_class_file(method: Method, path: Path | None) -> tuple[Path, dict[str,
     return path, content
 
 
-def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_given: bool, **settings: Any) -> None:
+def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_stated: bool, **settings: Any) -> None:
     run = as_usage_error(RunConfig, **settings)
     loader = find_stage(stages, f"{method.stages[0].word}_loader")
     images = find_stage(stages, "dataset")
     folders = _model_folders(loader.settings["paths"], images.settings["name"], images.settings["categories"])
-    chosen = {name: value for name, value in loader.settings.items() if name in loader.given and name != "paths"}
-    places = {name: value for name, value in loader.settings.items() if name not in loader.given and value}
+    chosen = {name: value for name, value in loader.settings.items() if name in loader.stated and name != "paths"}
+    places = {name: value for name, value in loader.settings.items() if name not in loader.stated and value}
     start_logging(debug)
 
     from patchcore.methods.stored_model import read_model
@@ -153,7 +153,7 @@ def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_give
             models[folder] = dataclasses.replace(model, config=config).with_settings(chosen)
         except ValueError as error:
             raise click.UsageError(f"{error} ({folder})") from error
-    run, dataset = _complete_settings(run, images.settings, models, seed_given=seed_given)
+    run, dataset = _complete_settings(run, images.settings, models, seed_stated=seed_stated)
 
     from patchcore.category_run import Job
 
@@ -181,7 +181,7 @@ def _model_folders(paths: tuple[Path, ...], name: str, categories: Sequence[str]
 
 
 def _complete_settings(
-    run: RunConfig, settings: Mapping[str, Any], models: Mapping[Path, StoredModel], *, seed_given: bool
+    run: RunConfig, settings: Mapping[str, Any], models: Mapping[Path, StoredModel], *, seed_stated: bool
 ) -> tuple[RunConfig, DatasetConfig]:
     """Complete the settings of an evaluation with what its models were trained on.
 
@@ -203,7 +203,7 @@ def _complete_settings(
                     f"the models differ in {name}: {folder} has {first[name]}, {other} has {also[name]}; evaluate them"
                     " in separate runs"
                 )
-        asked = (run.seed if seed_given else None) if name == "seed" else settings[name]
+        asked = (run.seed if seed_stated else None) if name == "seed" else settings[name]
         if asked is not None and asked != first[name]:
             raise click.UsageError(
                 f"{_as_option(name, asked)} contradicts the model in {folder}, which was stored with"
@@ -239,7 +239,7 @@ class _Terminal(logging.Handler):
 
 def _workspace(run: RunConfig, *, checksums: bool) -> Workspace:
     """The devices that `--gpu` names, with a line of notice where it has to be the CPU, and the feature cache."""
-    from patchcore.features.cache import DEFAULT_GIB, FeatureCache
+    from patchcore.features.cache import FeatureCache
     from patchcore.features.workspace import Workspace
     from patchcore.system.devices import choose_devices
 
@@ -248,7 +248,7 @@ def _workspace(run: RunConfig, *, checksums: bool) -> Workspace:
         log.info(notice)
     cache = None
     if run.feature_cache is not None:
-        cache = FeatureCache(run.feature_cache, int((run.feature_cache_gib or DEFAULT_GIB) * 2**30))
+        cache = FeatureCache(run.feature_cache, int((run.feature_cache_gib or FEATURE_CACHE_GIB) * 2**30))
     return Workspace(devices, cache, checksums=checksums)
 
 

@@ -39,7 +39,7 @@ def parameters(
     return made
 
 
-def names_given(ctx: click.Context) -> frozenset[str]:
+def names_stated(ctx: click.Context) -> frozenset[str]:
     """The names of the parameters that stand on the command line."""
     return frozenset(name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE)
 

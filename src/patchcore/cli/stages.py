@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from patchcore.cli.errors import HELP
-from patchcore.cli.options import names_given, parameters
+from patchcore.cli.options import names_stated, parameters
 from patchcore.config import DatasetConfig, RunConfig
 from patchcore.methods.method import Method, Stage
 from patchcore.settings import settings_of
@@ -29,7 +29,7 @@ class StageOptions:
 
     word: str
     settings: Mapping[str, Any]
-    given: frozenset[str]
+    stated: frozenset[str]
 
 
 def run_parameters(save_flag: str | None) -> list[click.Parameter]:
@@ -108,7 +108,7 @@ def find_stage(stages: Sequence[StageOptions], word: str) -> StageOptions:
 def _stage(word: str, params: Sequence[click.Parameter], help_text: str, epilog: str = "") -> click.Command:
     @click.pass_context
     def collect(ctx: click.Context, **settings: Any) -> StageOptions:
-        return StageOptions(word=word, settings=settings, given=names_given(ctx))
+        return StageOptions(word=word, settings=settings, stated=names_stated(ctx))
 
     return click.Command(
         word, params=list(params), callback=collect, help=help_text, epilog=epilog, context_settings=HELP

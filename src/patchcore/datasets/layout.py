@@ -99,6 +99,7 @@ def _looks_like_category(folder: Path) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder by name; a PatchCoreError where there is none."""
     _, images = _list_folder(folder, expected="the good images to train on")
     if not images:
         raise PatchCoreError(f"no image in {folder}: expected {_WILDCARDS} in it")

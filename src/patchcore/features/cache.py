@@ -26,8 +26,6 @@ from patchcore.types import PatchCoreError
 
 log = logging.getLogger(__name__)
 
-DEFAULT_GIB = 20.0
-
 _SUFFIX = ".map"
 
 _MAGIC = b"PCFMAP1\n"

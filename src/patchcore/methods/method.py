@@ -31,20 +31,6 @@ class Stage:
     ignored: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
 
 
-def as_given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that command-line options stand for: themselves."""
-    return dict(options)
-
-
-def nothing_refused(config: Any, given: frozenset[str]) -> None:
-    """For a method whose settings act whatever the others are."""
-
-
-def no_older_format(folder: Path, resize: int | None) -> StoredModel | None:
-    """A method that stored nothing before the present format."""
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A method: its settings, its command line and its detector, which is imported when it is asked for.
@@ -59,10 +45,12 @@ class Method:
         image_size_shown: what the help says of the two where they are left out.
         describe: (configuration) -> what tells configurations apart at a glance: the networks first.
         settings_from: (options) -> settings by name; a ValueError is a wrong use.
-        refuse: (configuration, names of the settings that were given) raises a ValueError for one without effect.
+        refuse: (configuration, names of the settings that were stated) raises a ValueError for one without effect, or
+            warns of it.
         loader_help: what the help of the loader's stage says.
         save_flag: the option of a run that stores the models.
-        category_file: the file of configs/ with settings by category, if there is one.
+        category_file: the file of configs/ with settings by category, if there is one; the configuration then has a
+            bool `class_specific`, set where they came from a file.
         read_older: (folder, resize or None) -> a model in a format before the present one; None if it is not there.
             `resize` is the shorter side of the images for a format that does not say it.
     """
@@ -75,18 +63,18 @@ class Method:
     image_size: Callable[[Any, int | None, int | None], tuple[int, int]]
     image_size_shown: tuple[str, str]
     describe: Callable[[Any], tuple[str, ...]]
-    settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] = as_given
-    refuse: Callable[[Any, frozenset[str]], None] = nothing_refused
+    settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    refuse: Callable[[Any, frozenset[str]], None] = lambda config, stated: None
     loader_help: str = "Choose the stored models. Their settings and image size come with them."
     save_flag: str = "--save_model"
     category_file: str | None = None
-    read_older: Callable[[Path, int | None], StoredModel | None] = no_older_format
+    read_older: Callable[[Path, int | None], StoredModel | None] = lambda folder, resize: None
 
-    def refuse_without_effect(self, config: Any, given: frozenset[str]) -> None:
-        """Raise a ValueError if a setting that was given has no effect in this configuration."""
-        if "weights_dir" in given and getattr(config, "weights", "pretrained") == "random":
+    def refuse_without_effect(self, config: Any, stated: frozenset[str]) -> None:
+        """Raise a ValueError if a setting that was stated has no effect in this configuration."""
+        if "weights_dir" in stated and getattr(config, "weights", "pretrained") == "random":
             raise ValueError("--weights_dir has no effect with --weights random")
-        self.refuse(config, given)
+        self.refuse(config, stated)
 
     def short_name(self, config: Any, imagesize: int, *, stored: bool, by_category: bool) -> str:
         """Mostly enough to tell the columns of a comparison apart."""

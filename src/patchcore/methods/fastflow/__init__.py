@@ -27,8 +27,8 @@ def _image_size(config: FastFlowConfig, resize: int | None, imagesize: int | Non
     return resize or max(preset.resize, imagesize), imagesize
 
 
-def _refuse(config: FastFlowConfig, given: frozenset[str]) -> None:
-    if "top_share" in given and config.image_score != "top":
+def _refuse(config: FastFlowConfig, stated: frozenset[str]) -> None:
+    if "top_share" in stated and config.image_score != "top":
         raise ValueError(f"--top_share has no effect with --image_score {config.image_score}")
 
 

@@ -88,9 +88,9 @@ def settings_from(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "layers": layers_by_backbone(options["layers"], len(options["backbones"]))}
 
 
-def warn_without_effect(config: PatchCoreConfig, given: frozenset[str]) -> None:
+def warn_without_effect(config: PatchCoreConfig, stated: frozenset[str]) -> None:
     """Say that identity keeps every patch to who asked for a share of them."""
-    if config.sampler == "identity" and "fraction" in given:
+    if config.sampler == "identity" and "fraction" in stated:
         log.warning("sampler identity keeps every patch: -p has no effect")
 
 
