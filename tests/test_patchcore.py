@@ -222,7 +222,8 @@ def test_stored_models_share_their_backbones(loaded_backbones, tmp_path):
     loaded_backbones.clear()
     space = Workspace([CPU])
     a, b, c = (
-        PatchCore.load(read_model(tmp_path / name, {"patchcore": PatchCore.method}), space) for name in ("a", "b", "c")
+        PatchCore.from_stored(read_model(tmp_path / name, {"patchcore": PatchCore.method}), space)
+        for name in ("a", "b", "c")
     )
     assert a.encoders == b.encoders == c.encoders
     assert banks_of(a) != banks_of(b)

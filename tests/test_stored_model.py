@@ -806,7 +806,7 @@ def test_a_folder_of_the_original_gives_the_scores_of_its_bank(stored, detectors
     write.write_bytes(pickle.dumps({**ORIGINAL, **content}))
     model = read(folder, resize=80)
     model = replace(model, config=replace(model.config, weights="random"))  # the original had none
-    detector = PatchCore.load(model, detectors["patchcore"].workspace)
+    detector = PatchCore.from_stored(model, detectors["patchcore"].workspace)
     assert_equal_to_the_bit(detector, detectors["patchcore"])
     with pytest.raises(ValueError, match="does not name a sampler"):
         detector.fit_batches(TrainingImages(batches=[images(2)], count=2))

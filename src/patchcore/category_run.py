@@ -59,7 +59,7 @@ class Job:
     def detector(self, category: str, dataset: DatasetConfig) -> Detector:
         """The detector of a category, fresh or loaded."""
         if self.models:
-            return self.method.detector().load(self.models[category], self.workspace)
+            return self.method.detector().from_stored(self.models[category], self.workspace)
         return self.fresh(category, dataset)
 
     def fresh(self, category: str, dataset: DatasetConfig) -> Detector:

@@ -61,11 +61,16 @@ def measure(predictions: Predictions, verdict: Verdict | None, category: str) ->
         log.warning("%s: no ground_truth folder, so pixel metrics are undefined (nan)", category)
     elif not predictions.masks.any():
         log.warning("%s: no defect pixel in the test masks, so pixel metrics are undefined (nan)", category)
-    values = (
-        *(images.auroc, pixels.auroc, pixels.anomaly_auroc),
-        *(images.ap, images.f1max, pixels.ap, pixels.f1max, pixels.aupro),
-    )
-    measured = dict(zip(columns.METRICS, values, strict=True))
+    measured = {
+        columns.IMAGE_AUROC: images.auroc,
+        columns.PIXEL_AUROC: pixels.auroc,
+        columns.DEFECTIVE_PIXEL_AUROC: pixels.anomaly_auroc,
+        "image_ap": images.ap,
+        "image_f1max": images.f1max,
+        "pixel_ap": pixels.ap,
+        "pixel_f1max": pixels.f1max,
+        "aupro": pixels.aupro,
+    }
     if verdict is not None:
         rejected, labels = verdict.rejected, predictions.labels
         measured |= {

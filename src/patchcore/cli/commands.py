@@ -108,6 +108,7 @@ def _configurations(
         own = {name: value for name, value in by_category[category].items() if name not in stated}
         try:
             configs[category] = from_plain(method.config, {**settings, **own})
+            method.refuse_without_effect(configs[category], stated)
         except ValueError as error:
             raise PatchCoreError(f"settings of {category} (see {path}): {error}") from error
     return config, configs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ from patchcore.cli.errors import OneLineCommand
 @click.option(
     "--reference",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Published results to show beside the measured ones, such as configs/published_mpdd.json.",
+    help="Published results to show beside the measured ones, such as configs/published_mpdd.json; a name that ships"
+    " with the toolkit is found from everywhere.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def compare_results(results_path: Path, output: Path, reference: Path | None, debug: bool) -> None:
@@ -31,7 +33,11 @@ def compare_results(results_path: Path, output: Path, reference: Path | None, de
     """
     from patchcore.comparison.report import make_report
     from patchcore.comparison.write import format_terminal, write_report
+    from patchcore.system.files import shipped
 
+    if reference and not reference.exists():
+        with suppress(FileNotFoundError):
+            reference = shipped(reference.name)
     report = make_report(results_path, reference)
     write_report(report, output)
     text = f"{format_terminal(report)}\n\nreport: {output / 'report.html'}"

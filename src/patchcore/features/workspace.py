@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from patchcore.features.encoder import Encoder
 from patchcore.features.extractor import FeatureExtractor, default_layers
 from patchcore.system.devices import warn_of_slow_precision
 from patchcore.types import PatchCoreError
+
+log = logging.getLogger(__name__)
 
 
 class Workspace:
@@ -79,6 +82,7 @@ class Workspace:
         key = backbone, tuple(layers), size, precision, weights, weights_dir, device
         if key not in self._encoders:
             network = load_backbone(backbone, weights=weights, weights_dir=weights_dir)
+            log.debug("%s: weights %s", backbone, network.weights)
             layers = tuple(layers) or default_layers(network)
             warn_of_slow_precision(precision, device)
             values = checksum(network.module) if self._checksums else None

@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -199,7 +199,13 @@ class Detector(ABC):
         self.training = dataclasses.replace(training, images=images.count, fingerprint=digest.hexdigest())
         return self
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 8) -> Any:
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 8) -> Result: ...
+
+    @overload
+    def predict(self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> list[Result]: ...
+
+    def predict(self, images: ImageLike | list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> Result | list[Result]:
         """Score images; what is said of one depends on no other.
 
         Args:
@@ -270,14 +276,18 @@ class Detector(ABC):
         )
 
     @classmethod
-    def load(cls, model: StoredModel, workspace: Workspace) -> Self:
-        """The detector of a stored model.
+    def from_stored(cls, model: StoredModel, workspace: Workspace) -> Self:
+        """The detector of a stored model; see `patchcore.load` for one from a folder.
 
         Raises:
             PatchCoreError: its arrays are damaged, or the networks have other weights than those it was trained with.
         """
         detector = cls(model.config, workspace=workspace, **dataclasses.asdict(model.geometry))
-        for stored, encoder in zip(model.weights, detector.encoders, strict=False):
+        if model.weights and len(model.weights) != len(detector.encoders):
+            raise PatchCoreError(
+                f"{model.folder}: names weights of {len(model.weights)} networks, its settings {len(detector.encoders)}"
+            )
+        for stored, encoder in zip(model.weights, detector.encoders, strict=bool(model.weights)):
             if None not in (stored.checksum, encoder.checksum) and stored.checksum != encoder.checksum:
                 raise PatchCoreError(
                     f"{model.folder}: trained with other weights of {stored.backbone} ({stored.name}) than those here"

@@ -152,8 +152,10 @@ def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None =
             raise PatchCoreError(f"{path}: no method {content['method']!r:.40}; there are {', '.join(methods)}")
         method = methods[content["method"]]
         arrays = content["arrays"]
-        if not isinstance(arrays, dict) or not all(
-            Path(name).name == name and isinstance(arrays[name], str) for name in arrays
+        if (
+            not isinstance(arrays, dict)
+            or not arrays
+            or not all(Path(name).name == name and isinstance(arrays[name], str) for name in arrays)
         ):
             raise ValueError(f"arrays must be checksums by file name, got {arrays!r:.80}")
         if not isinstance(content["calibration"], dict | None):
