@@ -60,7 +60,7 @@ METHOD = Brightness.method = Method(
     title="Brightness",
     config=BrightnessConfig,
     stages=(Stage(word="brightness", settings=("factor", "too_bright", "threads"), help="Choose the factor."),),
-    detector=lambda: Brightness,
+    detector="brightness_method:Brightness",
     image_size=lambda config, resize, imagesize: (resize or 64, imagesize or 64),
     image_size_shown=("64", "64"),
     describe=lambda config: ("no network", f"factor {config.factor:g}"),

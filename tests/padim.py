@@ -42,7 +42,7 @@ METHOD = Method(
     title="PaDiM",
     config=PadimConfig,
     stages=(Stage(word="padim", settings=tuple(settings_of(PadimConfig)), help="Choose the backbone."),),
-    detector=lambda: Padim,
+    detector="padim:Padim",
     image_size=lambda config, resize, imagesize: (resize or 256, imagesize or 224),
     image_size_shown=("256", "224"),
     describe=lambda config: (config.backbone, f"{config.channels} channels"),

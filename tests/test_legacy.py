@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchcore.methods.patchcore.legacy import MAX_BYTES, OriginalParams, read_original_params
+from patchcore.methods.patchcore.legacy import MAX_BYTES, read_original_params
 from patchcore.types import PatchCoreError
 
 PARAMS = {
@@ -50,15 +50,15 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize("layers", [["layer2", "layer3"], ("layer2", "layer3")])
 def test_plain_parameters_come_out_of_every_protocol(path, protocol, layers):
     path.write_bytes(pickle.dumps({**PARAMS, "layers_to_extract_from": layers}, protocol=protocol))
-    assert read_original_params(path) == OriginalParams(
-        backbone="wideresnet50",
-        layers=("layer2", "layer3"),
-        imagesize=224,
-        pretrain_embed_dimension=1024,
-        target_embed_dimension=384,
-        patchsize=5,
-        num_nn=3,
-    )
+    assert read_original_params(path) == {
+        "backbone": "wideresnet50",
+        "layers": ("layer2", "layer3"),
+        "imagesize": 224,
+        "pretrain_embed_dimension": 1024,
+        "target_embed_dimension": 384,
+        "patchsize": 5,
+        "num_nn": 3,
+    }
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

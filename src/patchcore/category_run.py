@@ -59,13 +59,13 @@ class Job:
     def detector(self, category: str, dataset: DatasetConfig) -> Detector:
         """The detector of a category, fresh or loaded."""
         if self.models:
-            return self.method.detector().from_stored(self.models[category], self.workspace)
+            return self.method.detector_class.from_stored(self.models[category], self.workspace)
         return self.fresh(category, dataset)
 
     def fresh(self, category: str, dataset: DatasetConfig) -> Detector:
         """A detector of a category that has its networks, and has learnt nothing."""
         geometry = {name: getattr(dataset, name) for name in ("resize", "imagesize", "reduced_decoding")}
-        return self.method.detector()(self.configs[category], workspace=self.workspace, **geometry)
+        return self.method.detector_class(self.configs[category], workspace=self.workspace, **geometry)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,4 +48,4 @@ def load(
         raise PatchCoreError(f"{folder}: {error}") from error
     if resize not in (None, model.geometry.resize):
         raise PatchCoreError(f"{folder}: stored with resize {model.geometry.resize}, got {resize}: leave it out")
-    return model.method.detector().from_stored(model, Workspace.on(device))
+    return model.method.detector_class.from_stored(model, Workspace.on(device))

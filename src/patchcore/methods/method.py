@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class Method:
         title: for people.
         config: the frozen dataclass of its settings, of `patchcore.settings`; has `weights` if backbones need any.
         stages: of the command line that trains; the first names the loader's stage.
-        detector: gives the class of its detectors.
+        detector: the class of its detectors, as "module:name".
         image_size: (configuration, resize or None, imagesize or None) -> resize and imagesize.
         image_size_shown: what the help says of the two where they are left out.
         describe: (configuration) -> what tells configurations apart at a glance: the networks first.
@@ -51,15 +52,15 @@ class Method:
         save_flag: the option of a run that stores the models.
         category_file: the file of configs/ with settings by category, if there is one; the configuration then has a
             bool `class_specific`, set where they came from a file.
-        read_older: (folder, resize or None) -> a model in a format before the present one; None if it is not there.
-            `resize` is the shorter side of the images for a format that does not say it.
+        older: "module:name" of a function (folder, resize or None) -> a model in a format before the present one, None
+            if it is not there; `resize` is the shorter side of the images for a format that does not say it.
     """
 
     name: str
     title: str
     config: type
     stages: tuple[Stage, ...]
-    detector: Callable[[], type[Detector]]
+    detector: str
     image_size: Callable[[Any, int | None, int | None], tuple[int, int]]
     image_size_shown: tuple[str, str]
     describe: Callable[[Any], tuple[str, ...]]
@@ -68,7 +69,16 @@ class Method:
     loader_help: str = "Choose the stored models. Their settings and image size come with them."
     save_flag: str = "--save_model"
     category_file: str | None = None
-    read_older: Callable[[Path, int | None], StoredModel | None] = lambda folder, resize: None
+    older: str | None = None
+
+    @property
+    def detector_class(self) -> type[Detector]:
+        """The class of its detectors, imported now."""
+        return _import(self.detector)
+
+    def read_older(self, folder: Path, resize: int | None) -> StoredModel | None:
+        """A model in a format before the present one; None if it is not there."""
+        return _import(self.older)(folder, resize) if self.older else None
 
     def refuse_without_effect(self, config: Any, stated: frozenset[str]) -> None:
         """Raise a ValueError if a setting that was stated has no effect in this configuration."""
@@ -87,3 +97,8 @@ class Method:
         if stored:
             parts.append("stored")
         return ", ".join(parts)
+
+
+def _import(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from patchcore.methods.fastflow.config import FastFlowConfig
 from patchcore.methods.fastflow.presets import PRESETS, preset_of
 from patchcore.methods.method import Method, Stage
 from patchcore.settings import settings_of
-
-if TYPE_CHECKING:
-    from patchcore.methods.fastflow.detector import FastFlow
-    from patchcore.methods.stored_model import StoredModel
-
-
-def _detector() -> type[FastFlow]:
-    from patchcore.methods.fastflow.detector import FastFlow
-
-    return FastFlow
 
 
 def _image_size(config: FastFlowConfig, resize: int | None, imagesize: int | None) -> tuple[int, int]:
@@ -30,12 +17,6 @@ def _image_size(config: FastFlowConfig, resize: int | None, imagesize: int | Non
 def _refuse(config: FastFlowConfig, stated: frozenset[str]) -> None:
     if "top_share" in stated and config.image_score != "top":
         raise ValueError(f"--top_share has no effect with --image_score {config.image_score}")
-
-
-def _read_older(folder: Path, resize: int | None) -> StoredModel | None:
-    from patchcore.methods.fastflow.older_models import read_older
-
-    return read_older(folder)
 
 
 METHOD = Method(
@@ -51,7 +32,7 @@ METHOD = Method(
             " knows, or timm/NAME, goes with the layers at reductions 4, 8 and 16.",
         ),
     ),
-    detector=_detector,
+    detector="patchcore.methods.fastflow.detector:FastFlow",
     image_size=_image_size,
     image_size_shown=("the backbone's", "the backbone's"),
     describe=lambda config: (config.backbone,),
@@ -59,5 +40,5 @@ METHOD = Method(
     loader_help="Choose the stored models. Backbone, flows, tiles and image size come with them; scores may be chosen"
     " anew.",
     category_file="fastflow_mpdd.yaml",
-    read_older=_read_older,
+    older="patchcore.methods.fastflow.older_models:read_older",
 )

@@ -15,7 +15,7 @@ PARAMS_FILE = "fastflow_params.json"
 FORMAT = 1
 
 
-def read_older(folder: Path) -> StoredModel | None:
+def read_older(folder: Path, resize: int | None = None) -> StoredModel | None:
     """Read the parameters of a model folder of version 0.1; None if there are none.
 
     Raises:

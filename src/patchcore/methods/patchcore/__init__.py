@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from patchcore.backbones.registry import BACKBONES
 from patchcore.methods.method import Method, Stage
 from patchcore.methods.patchcore.config import PatchCoreConfig, describe, settings_from, warn_without_effect
 from patchcore.settings import settings_of
 
-if TYPE_CHECKING:
-    from patchcore.methods.patchcore.detector import PatchCore
-    from patchcore.methods.stored_model import StoredModel
-
 _SAMPLER = ("sampler", "fraction")
-
-
-def _detector() -> type[PatchCore]:
-    from patchcore.methods.patchcore.detector import PatchCore
-
-    return PatchCore
 
 
 def _image_size(config: PatchCoreConfig, resize: int | None, imagesize: int | None) -> tuple[int, int]:
     return resize or 256, imagesize or 224
-
-
-def _read_older(folder: Path, resize: int | None) -> StoredModel | None:
-    from patchcore.methods.patchcore.older_models import read_older
-
-    return read_older(folder, resize)
 
 
 METHOD = Method(
@@ -55,7 +36,7 @@ METHOD = Method(
         ),
         Stage(word="sampler", settings=_SAMPLER, help="Choose how the memory bank is thinned."),
     ),
-    detector=_detector,
+    detector="patchcore.methods.patchcore.detector:PatchCore",
     image_size=_image_size,
     image_size_shown=("256", "224"),
     describe=describe,
@@ -64,5 +45,5 @@ METHOD = Method(
     loader_help="Choose the stored models.\n\nBackbones, layers, patch size and image size come with them. The folders"
     " of the original PatchCore can be read too; they are scored with 1 neighbour, as the original did.",
     save_flag="--save_patchcore_model",
-    read_older=_read_older,
+    older="patchcore.methods.patchcore.older_models:read_older",
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,37 +29,20 @@ _PLAIN = {  # the names of pickletools
 _DAMAGE = (pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OriginalParams:
-    """The parameters of one member as the original stored them.
-
-    `imagesize` is the side of the network's input; the size that images were resized to before is not in the file.
-    `num_nn` is what the file says. Whatever that is, the original scored with one neighbour.
-    """
-
-    backbone: str
-    layers: tuple[str, ...]
-    imagesize: int
-    pretrain_embed_dimension: int
-    target_embed_dimension: int
-    patchsize: int
-    num_nn: int
-
-
+_DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension", "patchsize")
 _KEYS = {
-    "backbone.name",
-    "layers_to_extract_from",
-    "input_shape",
-    "pretrain_embed_dimension",
-    "target_embed_dimension",
-    "patchsize",
-    "patchstride",
-    "anomaly_scorer_num_nn",
+    *("backbone.name", "layers_to_extract_from", "input_shape", "patchstride", "anomaly_scorer_num_nn"),
+    *_DIMENSIONS,
 }
 
 
-def read_original_params(path: Path) -> OriginalParams:
+def read_original_params(path: Path) -> dict[str, Any]:
     """Read a `patchcore_params.pkl` without running anything from it.
+
+    Returns:
+        Settings of one member by this toolkit's names: `imagesize` is the side of the network's input (the size that
+        images were resized to before is not in the file), `num_nn` what the file says, though the original scored with
+        one neighbour whatever that is.
 
     Raises:
         PatchCoreError: the file cannot be read, is too large or damaged, holds anything but plain containers, strings
@@ -102,7 +84,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to an object outside of it")
 
 
-def _params(stored: Any) -> OriginalParams:
+def _params(stored: Any) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.keys() != _KEYS:
         raise ValueError(f"it does not hold exactly {', '.join(sorted(_KEYS))}")
     if stored["patchstride"] != 1:
@@ -115,15 +97,13 @@ def _params(stored: Any) -> OriginalParams:
     plain = isinstance(shape, list | tuple) and len(shape) == 3 and all(type(side) is int for side in shape)
     if not plain or shape[0] != 3 or shape[1] != shape[2]:
         raise ValueError(f"input_shape must be (3, S, S), got {_shown(shape)}")
-    return OriginalParams(
-        backbone=stored["backbone.name"],
-        layers=tuple(layers),
-        imagesize=_positive("input_shape", shape[1]),
-        pretrain_embed_dimension=_positive("pretrain_embed_dimension", stored["pretrain_embed_dimension"]),
-        target_embed_dimension=_positive("target_embed_dimension", stored["target_embed_dimension"]),
-        patchsize=_positive("patchsize", stored["patchsize"]),
-        num_nn=_positive("anomaly_scorer_num_nn", stored["anomaly_scorer_num_nn"]),
-    )
+    return {
+        "backbone": stored["backbone.name"],
+        "layers": tuple(layers),
+        "imagesize": _positive("input_shape", shape[1]),
+        "num_nn": _positive("anomaly_scorer_num_nn", stored["anomaly_scorer_num_nn"]),
+        **{name: _positive(name, stored[name]) for name in _DIMENSIONS},
+    }
 
 
 def _positive(name: str, value: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +97,14 @@ def _read_version_1(path: Path) -> dict[str, Any]:
 
 def _read_original(path: Path, resize: int | None) -> dict[str, Any]:
     original = legacy.read_original_params(path)
-    resize = resize or ORIGINAL_RESIZE.get(original.imagesize)
+    resize = resize or ORIGINAL_RESIZE.get(original["imagesize"])
     if resize is None:
         raise PatchCoreError(
-            f"{path}: images of {original.imagesize} pixels, but it does not say what they were cut from: give the"
+            f"{path}: images of {original['imagesize']} pixels, but it does not say what they were cut from: give the"
             " shorter side of the resized image with --resize (dataset stage)"
         )
     return {
-        **asdict(original),
+        **original,
         "sampler": None,
         "fraction": None,
         "resize": resize,
