@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,15 @@ import torch
 
 from commands import Shell
 from patchcore.synthetic.generate import generate
+
+
+@pytest.fixture(autouse=True)
+def package_log() -> Iterator[None]:
+    """Commands send the package's log to the terminal alone; the next test must see it again."""
+    log = logging.getLogger("patchcore")
+    before = log.level, log.handlers, log.propagate
+    yield
+    log.level, log.handlers, log.propagate = before
 
 
 @pytest.fixture

@@ -162,6 +162,6 @@ def stored(run: str | None = None, folder: str = "elsewhere", **overrides: Any) 
     return {
         "method": {"name": "bank", "title": "Bank", "short_name": f"{BANK}, stored"},
         "settings": {**BANK_SETTINGS, **overrides},
-        "models": {name: {"folder": f"{folder}/{name}", "run": run} for name in ("plate", "bracket")},
+        "models": {name: {"folder": f"{folder}/{name}", "run": run, "category": name} for name in ("plate", "bracket")},
         "overrides": overrides,
     }

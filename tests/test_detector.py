@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "nothing": (None, TypeError, "a path, a Pillow image or an array .*, got NoneType"),
     "nothing in a list": ([GOOD, None], TypeError, "a path, a Pillow image or an array .*, got NoneType"),
     "a number": (3, TypeError, "a path, a Pillow image or an array .*, got int"),
-    "bytes": (b"PNG", TypeError, "a path, a Pillow image or an array .*, got int"),
+    "bytes": (b"PNG", TypeError, "a path, a Pillow image or an array .*, got bytes"),
     "a tensor": (
         torch.zeros(8, 8, 3, dtype=torch.uint8),
         TypeError,

@@ -174,3 +174,28 @@ def test_held_out_images_take_no_part_in_training(data, tmp_path):
     stored = read_model(summary.folder.models / "mpdd_plate", {METHOD.name: METHOD})
     assert stored.training.train_val_split == 0.5
     assert dataclasses.asdict(stored.geometry) == {"resize": SIDE, "imagesize": SIDE, "reduced_decoding": False}
+
+
+def test_a_resumed_folder_is_never_removed(run):
+    folder = run(categories=("plate",), save_model=True).folder
+    folder.results.unlink()
+    (folder.path / "notes.txt").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Brightness, "prepare", lambda self: (_ for _ in ()).throw(PatchCoreError("no network")))
+        with pytest.raises(PatchCoreError, match="no network"):
+            run(categories=("plate",), save_model=True, resume=True)
+    assert (folder.path / "notes.txt").read_text() == "mine"
+    assert (folder.models / "mpdd_plate" / "model.json").is_file()
+
+
+def test_a_method_cannot_replace_columns_of_the_results(run, monkeypatch):
+    monkeypatch.setattr(Brightness, "costs", lambda self: {"instance_auroc": 5.0})
+    assert "a name that the results have already" in run().failures["plate"]
+
+
+def test_a_model_of_another_category_makes_a_column_of_its_own(run):
+    trained = run(save_model=True)
+    lamp = read_model(trained.folder.models / "mpdd_lamp", {METHOD.name: METHOD})
+    summary = run(models={"plate": lamp}, categories=("plate",))
+    config = yaml.safe_load(summary.folder.config.read_text())
+    assert config["method"]["short_name"].endswith(", stored, models of other categories")

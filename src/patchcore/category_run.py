@@ -134,6 +134,8 @@ class CategoryRun:
         costs[columns.PEAK_GPU_MIB] = peak_gpu_mib(workspace.device)
         if not self.job.models:
             costs[columns.TRAIN_IMAGES] = len(category.train)
+        if taken := quality.keys() & costs.keys():
+            raise ValueError(f"the method gives a cost {taken.pop()}, a name that the results have already")
         self.row = quality | costs | {columns.TEST_IMAGES: len(category.test)}
         return self
 

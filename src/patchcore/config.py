@@ -73,8 +73,6 @@ class RunConfig:
             value = getattr(self, name)
             if not value or Path(value).name != value or value.startswith("."):
                 raise ValueError(f"--{name} must be the name of a folder, got {value!r}")
-        if self.seed >= 2**63:
-            raise ValueError(f"--seed must be below 2**63, got {self.seed}")
         if len(set(self.gpu)) != len(self.gpu):
             raise ValueError(f"every --gpu once, got {' '.join(map(str, self.gpu))}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
     content = describe_run(run, dataset, job.method, job.configs, job.models, test_set, command)
     new = [path for path in (run.results_path / run.log_project, run.results_path) if not path.exists()]
     folder = RunFolder.newest(run.results_path, run.log_project, run.log_group) if run.resume else None
+    resumed = folder is not None
     if folder:
         check_resumable(folder, content)
         content["id"] = read_config(folder.config)["id"]
@@ -69,7 +70,9 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
     def worth_keeping() -> bool:
         return bool(summary.rows) or folder.trainings.exists()
 
-    with remove_unless([folder.path, *new], worth_keeping), _log_to(folder.log):
+    # Only what this process made may go again: a folder that is resumed holds the work of another.
+    guard = nullcontext() if resumed else remove_unless([folder.path, *new], worth_keeping)
+    with guard, _log_to(folder.log):
         if not folder.config.exists():
             write_yaml(folder.config, content)
         unfinished = [category for category in categories if category.row not in summary.rows]

@@ -46,6 +46,8 @@ def describe_run(
     known = settings_of(first)
     one_method = all(known[name].by_category and by_category for name in set().union(*differing.values()))
     name = method.short_name(first, dataset.imagesize, stored=bool(models), by_category=by_category)
+    if any(model.training.category not in (None, category) for category, model in models.items()):
+        name += ", models of other categories"
     content: dict[str, Any] = {
         "command": command,
         "id": uuid.uuid4().hex,
@@ -93,11 +95,9 @@ def check_resumable(folder: RunFolder, content: Mapping[str, Any]) -> None:
         PatchCoreError: its settings cannot be read, or differ; the first that does is named.
     """
     begun = read_config(folder.config)
-    may_differ = {"title", "short_name"} | {
-        name
-        for config in (RunConfig, DatasetConfig)
-        for name, known in settings_of(config).items()
-        if not known.decides
+    may_differ = {"method": {"title", "short_name"}} | {
+        section: {name for name, known in settings_of(config).items() if not known.decides}
+        for section, config in (("run", RunConfig), ("dataset", DatasetConfig))
     }
     for section in [*begun, *(name for name in content if name not in begun)]:
         if section in _INCIDENTAL:
@@ -105,7 +105,7 @@ def check_resumable(folder: RunFolder, content: Mapping[str, Any]) -> None:
         old, now = begun.get(section), content.get(section)
         names = [""]
         if isinstance(old, dict) and isinstance(now, dict):
-            names = [name for name in {**old, **now} if name not in may_differ]
+            names = [name for name in {**old, **now} if name not in may_differ.get(section, ())]
         else:
             old, now = {"": old}, {"": now}
         for name in names:

@@ -91,7 +91,11 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
         return _fitted(name, value, next(option for option in options if option is not type(None)))
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_fitted(name, item, typing.get_args(kind)[0]) for item in value)
-    if kind is float and type(value) is int and abs(value) < 2**63:
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()  # a number of numpy's
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {value!r:.80}")
+    if kind is float and type(value) is int:
         return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)

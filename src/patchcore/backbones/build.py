@@ -165,8 +165,12 @@ def _create_timm(full_name: str, fixed_size: bool, **arguments: Any) -> tuple[An
         # ViT and its kin interpolate their position embedding, Swin redraws its windows, others do neither.
         for option, value in (("dynamic_img_size", True), ("strict_img_size", False)):
             try:
-                return timm.create_model(full_name, **arguments, **{option: value}), True
+                network = timm.create_model(full_name, **arguments, **{option: value})
             except TypeError as error:
                 if option not in str(error):
                     raise
+            else:
+                # Swin of timm before 1.0.31 takes the first option and does nothing with it.
+                if not getattr(getattr(network, "patch_embed", None), "strict_img_size", False):
+                    return network, True
     return timm.create_model(full_name, **arguments), False

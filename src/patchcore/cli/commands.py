@@ -159,6 +159,9 @@ def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_stat
     from patchcore.category_run import Job
 
     by_category = {category: models[folder] for category, folder in folders.items()}
+    for category, model in by_category.items():
+        if model.training.category not in (None, category):
+            log.warning("%s: the model in %s was trained on %s", category, model.folder, model.training.category)
     configs = {category: model.config for category, model in by_category.items()}
     workspace = _workspace(run, checksums=True)
     _execute(run, dataset, Job(method=method, configs=configs, models=by_category, workspace=workspace))

@@ -60,7 +60,8 @@ class Run:
     @property
     def origin(self) -> Origin:
         """What makes it one of its own among the runs of its configuration: its seed, or the models it evaluated."""
-        return tuple(model["run"] or model["folder"] for model in self.models) or (self.config["run"]["seed"],)
+        models = tuple((model["run"] or model["folder"], str(model.get("category"))) for model in self.models)
+        return models or (self.config["run"]["seed"],)
 
     @property
     def hardware(self) -> str:

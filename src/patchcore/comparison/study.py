@@ -190,7 +190,10 @@ def _study(runs: Sequence[Run], problems: Problems) -> Study:
 def _repeats(run: Run, trained: set[str]) -> bool:
     """Whether a run evaluated models of the training runs with these ids, with the settings they were trained with."""
     own = bool(run.models) and not run.config.get("overrides")
-    return own and all(model["run"] in trained for model in run.models)
+    models = run.config.get("models", {})
+    return own and all(
+        model["run"] in trained and model.get("category") == category for category, model in models.items()
+    )
 
 
 def _configuration_of(config: Mapping[str, Any]) -> Configuration:
@@ -199,6 +202,7 @@ def _configuration_of(config: Mapping[str, Any]) -> Configuration:
         **config["settings"],
         **{name: config["dataset"].get(name) for name in _GEOMETRY_AND_TRAINING},
         "method": config["method"]["name"],
+        "short_name": config["method"]["short_name"],
         "stored": "models" in config,
     }
     if by_category := config.get("settings_by_category"):

@@ -77,7 +77,7 @@ class PrefetchLoader:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if type(self.batch_size) is not int or not 0 < self.batch_size < 2**31:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")

@@ -43,7 +43,7 @@ class Workspace:
             PatchCoreError: there is no such device.
         """
         try:
-            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
             reason = str(error).partition("\n")[0]

@@ -100,6 +100,8 @@ class Detector(ABC):
         workspace: Workspace | None = None,
         **settings: Any,
     ) -> None:
+        if config is not None and not isinstance(config, self.method.config):
+            raise TypeError(f"expected a {self.method.config.__name__} or settings by name, got {config!r:.80}")
         if config is not None and settings:
             raise ValueError(f"settings come with the configuration or by name, got both: {', '.join(settings)}")
         if workspace is not None and device is not None:
@@ -159,7 +161,12 @@ class Detector(ABC):
     # What every detector does
 
     def fit(
-        self, images: ImageLike | Sequence[ImageLike], *, seed: int = 0, batch_size: int = 8, record: Path | None = None
+        self,
+        images: ImageLike | list[Any] | tuple[Any, ...],
+        *,
+        seed: int = 0,
+        batch_size: int = 8,
+        record: str | Path | None = None,
     ) -> Self:
         """Learn from images of good parts.
 
@@ -172,12 +179,14 @@ class Detector(ABC):
         Raises:
             PatchCoreError: an image cannot be read, or the training failed.
         """
+        if isinstance(images, str) and not images:
+            raise ValueError("expected a folder of images, or images, got an empty path")
         if isinstance(images, str | Path) and Path(images).is_dir():
             images = list_images(Path(images))
         sources = _Sources(_listed(images), self.geometry)
         batches = PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS)
         training = TrainingImages(batches=batches, count=len(sources))
-        return self.fit_batches(training, Training(seed=seed), record=record)
+        return self.fit_batches(training, Training(seed=seed), record=None if record is None else Path(record))
 
     def fit_batches(
         self,
@@ -229,7 +238,7 @@ class Detector(ABC):
             Result(score=float(scores.mean()), map=one, member_scores=tuple(scores.tolist()))
             for scores, one in zip(output.scores.T, maps, strict=True)
         ]
-        return results if isinstance(images, Sequence) and not isinstance(images, str) else results[0]
+        return results if isinstance(images, list | tuple) else results[0]
 
     @torch.inference_mode()
     def predict_batches(self, batches: Iterable[Tensor], timer: StageTimer | None = None) -> Output:
@@ -255,6 +264,8 @@ class Detector(ABC):
         """
         if self.training is None:
             raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: there is nothing to store")
+        if Path(folder).exists() or not Path(folder).name:
+            raise PatchCoreError(f"cannot write {str(folder)!r}: expected the name of a new folder for the model")
         with atomic_write(Path(folder)) as aside:
             aside.mkdir()
             self.write_arrays(aside)
@@ -305,6 +316,14 @@ class _Sources:
     def __init__(self, images: Sequence[ImageLike], geometry: Geometry) -> None:
         self._images = images
         self._geometry = geometry
+        for image in images:
+            if isinstance(image, Image.Image):
+                try:
+                    image.load()  # here, since threads that load one image at the same time damage it
+                except (OSError, SyntaxError, ValueError) as error:
+                    raise PatchCoreError(f"cannot read the image: {error}") from error
+                if 0 in image.size:
+                    raise ValueError(f"an image has one pixel or more, got {image.width} x {image.height}")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -327,8 +346,8 @@ class _Sources:
         )
 
 
-def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
-    return images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+def _listed(images: ImageLike | list[Any] | tuple[Any, ...]) -> Sequence[ImageLike]:
+    return images if isinstance(images, list | tuple) else [images]
 
 
 def _hashed(batches: Iterable[Tensor], digest: Any) -> Iterator[Tensor]:

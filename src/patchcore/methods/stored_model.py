@@ -20,6 +20,7 @@ from patchcore.settings import check, from_plain, setting, settings_of, split_se
 from patchcore.types import PatchCoreError
 
 MODEL_FILE = "model.json"
+_OLDER_ARRAYS = (".faiss", ".safetensors")  # endings of the arrays of older formats
 FORMAT = 2  # 1: a file per method, patchcore_params.json and fastflow_params.json
 
 Part = TypeVar("Part")
@@ -144,7 +145,8 @@ def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None =
     if not path.is_file():
         for method in methods.values():
             if (older := method.read_older(folder, resize)) is not None:
-                return older
+                arrays = (path for path in sorted(folder.iterdir()) if path.suffix in _OLDER_ARRAYS)
+                return dataclasses.replace(older, checksums={path.name: sha256_of(path) for path in arrays})
         raise PatchCoreError(_missing(folder, methods))
     content = read_description(path, FORMAT)
     with explain_damage(path, "the description of a stored model"):
@@ -197,6 +199,14 @@ def explain_damage(path: Path, expected: str) -> Iterator[None]:
         raise PatchCoreError(f"{path}: expected {expected}: {error}") from error
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name stands twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return content
+
+
 def read_description(path: Path, version: int) -> dict[str, Any]:
     """Read a JSON object of that format.
 
@@ -204,7 +214,7 @@ def read_description(path: Path, version: int) -> dict[str, Any]:
         PatchCoreError: the file cannot be read, is no such JSON, or is of another format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
     except OSError as error:
         raise PatchCoreError(f"{path}: cannot read the model: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -73,6 +73,8 @@ def write_scores(
     }
     if len(predictions.raw_scores) > 1:
         columns |= {f"{RAW_SCORE}_{member}": scores for member, scores in enumerate(predictions.raw_scores)}
+    if taken := columns.keys() & predictions.columns.keys():
+        raise ValueError(f"the method gives its own column {taken.pop()}, a name that the scores have already")
     columns |= predictions.columns
     write_csv(path, list(columns), zip(*columns.values(), strict=True))
 

@@ -46,7 +46,13 @@ class PatchCoreConfig:
         False, "Keep the memory bank on the GPU and search it there.", decides=False, on_load=True
     )
     faiss_num_workers: int | None = setting(
-        None, "Threads of the search on the CPU.", at_least=1, shown="all cores", decides=False, on_load=True
+        None,
+        "Threads of the search on the CPU.",
+        at_least=1,
+        at_most=1024,
+        shown="all cores",
+        decides=False,
+        on_load=True,
     )
     precision: str = setting(
         "float32",
@@ -66,6 +72,8 @@ class PatchCoreConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.patchsize % 2 == 0:
+            raise ValueError(f"patchsize must be odd, so that a patch has a middle, got {self.patchsize}")
         if not self.backbones:
             raise ValueError("at least one backbone is needed: -b NAME")
         if len(self.layers) != len(self.backbones) or not all(self.layers):
