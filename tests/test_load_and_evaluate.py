@@ -339,7 +339,7 @@ def test_what_model_json_lacks_or_has_wrong_is_named(stored, evaluate):
     without_backbones = {name: value for name, value in content["settings"].items() if name != "backbones"}
     for changes, message in (
         ({"format": 99}, "format 99, this version reads format 2"),
-        ({"method": "fastflow"}, "no method 'fastflow'; there are patchcore"),
+        ({"method": "fastflow"}, "a model of the method 'fastflow', expected one of patchcore"),
         ({"settings": {**content["settings"], "surprise": 1}}, "no setting is called 'surprise'"),
         ({"settings": {**content["settings"], "num_nn": "1"}}, "num_nn must be int, got '1'"),
         ({"settings": without_backbones}, "backbones is missing"),

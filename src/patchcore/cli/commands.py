@@ -40,6 +40,7 @@ def training_command(method: Method) -> OneLineGroup:
     words = [stage.word for stage in method.stages]
     return OneLineGroup(
         chain=True,
+        no_args_is_help=False,
         params=run_parameters(method.save_flag),
         help=f"Train {method.title} on good images and evaluate it.\n\nRESULTS_PATH and options come first, then the"
         f" stages {', '.join(words)} and dataset, each with its own --help:\n\n\b\nrun_{method.name}.py [options]"
@@ -59,6 +60,7 @@ def evaluation_command(method: Method) -> OneLineGroup:
 
     return OneLineGroup(
         chain=True,
+        no_args_is_help=False,
         params=run_parameters(None),
         help=f"Evaluate stored {method.title} models.\n\nRESULTS_PATH and options come first, then the stages"
         f" {loader.name} and dataset, each with its own --help. With the batch size and threads of the run that stored"

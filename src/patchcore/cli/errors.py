@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -61,13 +62,13 @@ class OneLineGroup(OneLineCommand, click.Group):
         return super().parse_args(ctx, args)
 
 
-def run_as_process(command: OneLineCommand, name: str) -> NoReturn:
+def run_as_process(command: OneLineCommand) -> NoReturn:
     """Run a command as a process of its own, and leave at once when it has ended.
 
     Taking torch apart at the interpreter's end takes half a second, of no use to anybody: all files are closed by then.
     """
     try:
-        command(prog_name=name)
+        command(prog_name=Path(sys.argv[0]).name)
     except SystemExit as ended:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):

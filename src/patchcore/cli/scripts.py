@@ -11,11 +11,11 @@ from patchcore.methods import METHODS
 
 
 def _train(method: str) -> NoReturn:
-    run_as_process(training_command(METHODS[method]), f"run_{method}.py")
+    run_as_process(training_command(METHODS[method]))
 
 
 def _evaluate(method: str) -> NoReturn:
-    run_as_process(evaluation_command(METHODS[method]), f"load_and_evaluate_{method}.py")
+    run_as_process(evaluation_command(METHODS[method]))
 
 
 run_patchcore, run_fastflow = partial(_train, "patchcore"), partial(_train, "fastflow")
@@ -27,11 +27,11 @@ def compare_results() -> NoReturn:
     """Compare the runs in a results folder."""
     from patchcore.cli.compare import compare_results
 
-    run_as_process(compare_results, "compare_results.py")
+    run_as_process(compare_results)
 
 
 def make_synthetic_mpdd() -> NoReturn:
     """Write a small synthetic data set in MPDD's layout."""
     from patchcore.cli.synthetic import make_synthetic_mpdd
 
-    run_as_process(make_synthetic_mpdd, "make_synthetic_mpdd.py")
+    run_as_process(make_synthetic_mpdd)

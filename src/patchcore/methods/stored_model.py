@@ -151,7 +151,9 @@ def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None =
     content = read_description(path, FORMAT)
     with explain_damage(path, "the description of a stored model"):
         if content["method"] not in methods:
-            raise PatchCoreError(f"{path}: no method {content['method']!r:.40}; there are {', '.join(methods)}")
+            raise PatchCoreError(
+                f"{path}: a model of the method {content['method']!r:.40}, expected one of {', '.join(methods)}"
+            )
         method = methods[content["method"]]
         arrays = content["arrays"]
         if (
