@@ -382,7 +382,7 @@ WRONG = {
     "later format": ("patchcore", put("format", 3), "format 3, this version reads format 2; train and store the model"),
     "format as text": ("patchcore", put("format", "2"), "format '2', this version reads format 2"),
     "no method": ("patchcore", take("method"), "'method' is missing"),
-    "unknown method": ("patchcore", put("method", "padim"), "a model of the method 'padim', expected one of patchcore, fastflow"),
+    "unknown method": ("patchcore", put("method", "padim"), "method 'padim', expected one of patchcore, fastflow"),
     "method as list": ("patchcore", put("method", ["patchcore"]), "expected the description of a stored model: "),
     "other method": ("patchcore", put("method", "fastflow"), "no setting is called 'backbones'|is missing in settings"),
     "no settings": ("patchcore", take("settings"), "'settings' is missing"),
