@@ -6,11 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from patchcore.methods.detector import Detector
-    from patchcore.methods.stored_model import StoredModel
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +68,12 @@ class Method:
     older: str | None = None
 
     @property
-    def detector_class(self) -> type[Detector]:
-        """The class of its detectors, imported now."""
+    def detector_class(self) -> type[Any]:
+        """The class of its detectors, a `Detector`, imported now."""
         return _import(self.detector)
 
-    def read_older(self, folder: Path, resize: int | None) -> StoredModel | None:
-        """A model in a format before the present one; None if it is not there."""
+    def read_older(self, folder: Path, resize: int | None) -> Any:
+        """A `StoredModel` in a format before the present one; None if it is not there."""
         return _import(self.older)(folder, resize) if self.older else None
 
     def refuse_without_effect(self, config: Any, stated: frozenset[str]) -> None:
