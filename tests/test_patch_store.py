@@ -104,11 +104,7 @@ def test_a_projection_in_parts_is_that_of_the_whole():
 @pytest.mark.parametrize(("available", "level"), [(2**40, "INFO"), (2**20, "WARNING")])
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_run_says_what_it_needs_before_it_begins(available, level, augment, monkeypatch, caplog):
-    class Job:
-        def fresh(self, category, dataset):
-            assert category == "large"
-            return self
-
+    class Largest:
         def expected_bytes(self, num_images):
             return {HOST: num_images * 2**20}
 
@@ -118,7 +114,8 @@ def test_a_run_says_what_it_needs_before_it_begins(available, level, augment, mo
     monkeypatch.setattr(experiment, "available_bytes", lambda device: available)
     caplog.set_level("INFO", "patchcore")
     dataset = DatasetConfig(name="mpdd", path=".", categories=("a",), resize=64, imagesize=64, augment=augment)
-    experiment._announce_memory(Job(), dataset, [category("small", 30), category("large", 300), category("none", 0)])
+    categories = [category("small", 30), category("large", 300), category("none", 0)]
+    experiment._announce_memory({"large": Largest()}, dataset, categories)  # no other is asked
     (record,) = caplog.records
     assert record.levelname == level
     expected = "2400 training images take about 2.3 GiB" if augment else "300 training images take about 300 MiB"

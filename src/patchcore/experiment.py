@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from patchcore.category_run import Category, CategoryRun, Job, scan
 from patchcore.config import DatasetConfig, RunConfig
 from patchcore.datasets.loader import VIEWS
+from patchcore.methods.detector import Detector
 from patchcore.provenance import check_resumable, describe_run, fingerprint
 from patchcore.results.columns import MEAN
 from patchcore.results.config_file import read_config, write_yaml
@@ -76,10 +77,11 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
         if not folder.config.exists():
             write_yaml(folder.config, content)
         unfinished = [category for category in categories if category.row not in summary.rows]
-        for category in unfinished:  # a network that cannot be had ends the run, rather than every category in turn
-            job.fresh(category.name, dataset)
+        # A network that cannot be had ends the run here, rather than every category in turn.
+        fresh = {category.name: job.fresh(category.name, dataset) for category in unfinished}
         if unfinished and not job.models:
-            _announce_memory(job, dataset, unfinished)
+            _announce_memory(fresh, dataset, unfinished)
+        fresh.clear()
         for category in categories:
             if category.row in summary.rows:
                 log.info("%s: finished before, skipped", category.name)
@@ -90,7 +92,7 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
                 done = CategoryRun(run, dataset, job, category, folder, run_id=content["id"]).run()
             except KeyboardInterrupt:
                 finished = ", ".join(summary.rows) or "none"
-                goes_on = "; --resume goes on from here" if worth_keeping() else ""
+                goes_on = "; --resume goes on from here" if resumed or worth_keeping() else ""
                 log.error("interrupted in %s; finished: %s%s", category.name, finished, goes_on)
                 raise
             except Exception as error:  # whatever it is, it must not lose the other categories
@@ -115,11 +117,11 @@ def describe_error(error: BaseException) -> str:
     return text if isinstance(error, PatchCoreError) else f"{type(error).__name__}: {text}"
 
 
-def _announce_memory(job: Job, dataset: DatasetConfig, categories: Sequence[Category]) -> None:
+def _announce_memory(detectors: Mapping[str, Detector], dataset: DatasetConfig, categories: Sequence[Category]) -> None:
     """Say what training on the largest category takes, and warn where that is more than there is."""
     counts = {category.name: len(category.train) * (VIEWS if dataset.augment else 1) for category in categories}
     largest = max(counts, key=lambda name: counts[name])
-    for device, expected in job.fresh(largest, dataset).expected_bytes(counts[largest]).items():
+    for device, expected in detectors[largest].expected_bytes(counts[largest]).items():
         free = available_bytes(device)
         place = "host memory" if device.type == "cpu" else f"memory on {device}"
         sizes = f"{format_bytes(expected)} of {place}, {format_bytes(free)} are free"
