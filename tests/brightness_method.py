@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector, TrainingImages
+from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.method import Method, Stage
+from patchcore.methods.training_images import TrainingImages
 from patchcore.settings import check, setting
 from patchcore.system.timing import StageTimer
 from patchcore.types import PatchCoreError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 from patchcore import evaluation, metrics
+from patchcore.calibration import Verdict
 from patchcore.config import DatasetConfig, RunConfig
 from patchcore.datasets.geometry import load_masks
 from patchcore.datasets.layout import scan_category, split_train
 from patchcore.datasets.loader import VIEWS, ImageDataset, PrefetchLoader
 from patchcore.features.cache import FeatureCache
 from patchcore.features.workspace import Workspace
-from patchcore.methods.detector import Detector, TrainingImages
+from patchcore.methods.detector import Detector
 from patchcore.methods.method import Method
 from patchcore.methods.stored_model import StoredModel, Training
+from patchcore.methods.training_images import TrainingImages
 from patchcore.pictures.heat import HeatScale
 from patchcore.pictures.histogram import draw_histogram
 from patchcore.pictures.overlay import save_overlay
@@ -32,7 +34,6 @@ from patchcore.results import columns
 from patchcore.results.config_file import row_name
 from patchcore.results.run_folder import RunFolder
 from patchcore.results.scores import write_pixel_pairs, write_scores
-from patchcore.scoring import Verdict, derive_verdict
 from patchcore.system.devices import peak_gpu_mib, reset_peak_gpu
 from patchcore.system.files import atomic_write
 from patchcore.system.memory import peak_host_mib
@@ -120,9 +121,8 @@ class CategoryRun:
         predictions = evaluation.predictions_of(output, category.test, masks)
         del output  # the maps of every member of an ensemble
         verdict = None
-        if category.held_out:
-            held_out, _ = self._predict(detector, category.held_out, "held out", None)
-            verdict = derive_verdict(predictions.raw_scores, held_out.scores)
+        if detector.calibration is not None:
+            verdict = detector.calibration.judge(predictions.raw_scores, self.config.false_rejects)
         quality = self._measure_and_write(predictions, verdict, pictures)
         if self.config.save_model and not self.job.models:
             target = self.folder.models / category.row
@@ -151,15 +151,44 @@ class CategoryRun:
             category=category.name,
             run=self.run_id,
         )
-        views = VIEWS if dataset.augment else 1
-        batches = TrainingImages(batches=self._batches(images, timer, "training"), count=len(images), views=views)
-        detector.fit_batches(batches, training, timer=timer, record=self.folder.trainings / category.row)
+        kind = self._calibration()
+        training_images = TrainingImages(
+            batches=self._batches(images, timer, "training"),
+            count=len(images),
+            views=VIEWS if dataset.augment else 1,
+            names=[sample.path.relative_to(dataset.path).as_posix() for sample in category.train],
+            leave_one_out=kind == "leave_one_out",
+        )
+        detector.fit_batches(training_images, training, timer=timer, record=self.folder.trainings / category.row)
+        with timer("calibration"):
+            if kind == "held_out":
+                held_out = ImageDataset(category.held_out, detector.geometry)
+                detector.calibrate_batches(self._batches(held_out, StageTimer(self.job.workspace.device), kind), kind)
+            elif kind == "folds":
+                detector.calibrate_by_folds(training_images, self.config.calibration_folds, self._chosen(detector))
         stages = timer.seconds()  # before the clock is read: on CUDA it waits for the device
         seconds = time.perf_counter() - begin
         spent = ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items())
         log.info("%s: trained in %.1f s (%s)", category.name, seconds, spent)
         by_stage = {columns.fit_stage_seconds(stage): value for stage, value in stages.items()}
         return {columns.FIT_SECONDS: seconds} | by_stage
+
+    def _calibration(self) -> str:
+        """How the detector is calibrated; without being asked only where something is kept that needs it."""
+        config, splits = self.config, bool(self.category.held_out)
+        if config.calibration is None and not (config.save_model or config.save_anomaly_scores or splits):
+            return "none"
+        return self.job.method.calibration(config.calibration, splits=splits)
+
+    def _chosen(self, detector: Detector) -> Callable[[Sequence[int], bool], Iterator[Tensor]]:
+        """(numbers of training images, whether to learn from them) -> batches of them."""
+
+        def batches(photos: Sequence[int], learn: bool) -> Iterator[Tensor]:
+            samples = [self.category.train[photo] for photo in photos]
+            images = ImageDataset(samples, detector.geometry, augment=learn and self.dataset.augment)
+            return self._batches(images, StageTimer(self.job.workspace.device), "training" if learn else "calibration")
+
+        return batches
 
     def _predict(
         self, detector: Detector, samples: Sequence[Sample], name: str, pictures: list[NDArray[np.uint8]] | None

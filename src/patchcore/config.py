@@ -9,6 +9,7 @@ from patchcore.settings import check, setting
 
 WEIGHTS = ("pretrained", "random")
 PRECISIONS = ("float32", "bfloat16")
+CALIBRATIONS = ("none", "leave_one_out", "folds", "held_out")
 DATASETS = ("mpdd", "mvtec")
 WEIGHTS_VARIABLE = "PATCHCORE_WEIGHTS"  # the environment variable that names a folder with weight files
 FEATURE_CACHE_GIB = 20.0
@@ -47,6 +48,17 @@ class RunConfig:
     save_model: bool = setting(False, "Store the model of every category.")
     save_segmentation_images: bool = setting(False, "Write image, mask and heat map of every test image.")
     save_anomaly_scores: bool = setting(False, "Write the score of every test image.")
+    calibration: str | None = setting(
+        None,
+        "How good images that the model has not learnt set its threshold: each left out in turn, folds with a model"
+        " each, or those that --train_val_split holds out.",
+        choices=CALIBRATIONS,
+        shown="leave_one_out (PatchCore) or held_out where a model or scores are kept and it costs little",
+    )
+    calibration_folds: int = setting(5, "Models that are trained for --calibration folds.", at_least=2)
+    false_rejects: float = setting(
+        0.05, "Share of good parts that may be rejected; the threshold follows from it.", above=0, below=1
+    )
     resume: bool = setting(
         False,
         "Go on with the newest run of this group: what is finished is kept. Starts one where there is none.",

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchcore import metrics
+from patchcore.calibration import Verdict
 from patchcore.results import columns
-from patchcore.scoring import Verdict
 from patchcore.types import Output, Predictions, Sample
 
 log = logging.getLogger(__name__)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from patchcore.calibration import Calibration
 from patchcore.datasets.geometry import Geometry
-from patchcore.datasets.images import to_rgb
-from patchcore.datasets.layout import list_images
 from patchcore.datasets.loader import PrefetchLoader
 from patchcore.features.encoder import Encoder
 from patchcore.features.workspace import Workspace
+from patchcore.methods.calibrating import FOLDS, calibrate, calibrate_by_folds
 from patchcore.methods.method import Method
+from patchcore.methods.sources import ImageLike, Sources, images_in, listed
 from patchcore.methods.stored_model import LoadedWeights, StoredModel, Training, write_model
+from patchcore.methods.training_images import Album, TrainingImages, hash_of
 from patchcore.settings import from_plain
 from patchcore.system.files import atomic_write
 from patchcore.system.timing import StageTimer
@@ -31,25 +29,7 @@ from patchcore.types import Output, PatchCoreError, Result
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ImageLike = str | Path | Image.Image | NDArray[np.uint8]
-"""The path of an image file, a Pillow image, or RGB pixels (H, W, 3) uint8 in [0, 255]."""
-
 _READERS = 8  # threads that decode images
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingImages:
-    """Good images on their way to a detector.
-
-    Attributes:
-        batches: (B, 3, H, W) uint8.
-        count: images in all.
-        views: how many of them show the same photo, turned and mirrored.
-    """
-
-    batches: Iterable[Tensor]
-    count: int
-    views: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +95,8 @@ class Detector(ABC):
         self.geometry = Geometry(resize=resize, imagesize=imagesize, reduced_decoding=reduced_decoding)
         self.workspace = workspace or Workspace.on(device)
         self.training: Training | None = None
-        self.calibration: dict[str, Any] | None = None
+        self.calibration: Calibration | None = None
+        self.album = Album()
         self.encoders = self.prepare()
 
     # What a method says
@@ -125,13 +106,19 @@ class Detector(ABC):
         """Get the encoders that `config` asks for from the workspace, for images of `geometry`; returns all of them."""
 
     @abstractmethod
-    def learn(self, images: TrainingImages, generator: torch.Generator, timer: StageTimer, record: Path | None) -> None:
+    def learn(
+        self, images: TrainingImages, generator: torch.Generator, timer: StageTimer, record: Path | None
+    ) -> Iterable[BatchScores] | None:
         """Learn from good images.
 
         Args:
             generator: a CPU generator, the source of every random choice.
             timer: told how long each stage took.
             record: folder for a record of the training and for what is needed to go on with it; need not exist.
+
+        Returns:
+            If `images.leave_one_out`, what the detector would say of every photo had it not learnt it; only methods
+            whose `Method.leaves_one_out` is set are asked. None otherwise.
         """
 
     @abstractmethod
@@ -165,6 +152,8 @@ class Detector(ABC):
         images: ImageLike | list[Any] | tuple[Any, ...],
         *,
         seed: int = 0,
+        calibration: str | None = None,
+        folds: int = FOLDS,
         batch_size: int = 8,
         record: str | Path | None = None,
     ) -> Self:
@@ -173,20 +162,30 @@ class Detector(ABC):
         Args:
             images: a folder of image files, or images as `predict` takes them.
             seed: source of all random choices.
+            calibration: "leave_one_out", "folds" or "none"; None takes the first where the method can do it, else the
+                last. Verdicts need one.
+            folds: how many detectors are fitted for "folds", each to the images of the other folds.
             batch_size: images at a time.
             record: folder for a record of the training; FastFlow goes on from the state that it finds there.
 
         Raises:
             PatchCoreError: an image cannot be read, or the training failed.
         """
-        if isinstance(images, str) and not images:
-            raise ValueError("expected a folder of images, or images, got an empty path")
-        if isinstance(images, str | Path) and Path(images).is_dir():
-            images = list_images(Path(images))
-        sources = _Sources(_listed(images), self.geometry)
-        batches = PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS)
-        training = TrainingImages(batches=batches, count=len(sources))
-        return self.fit_batches(training, Training(seed=seed), record=None if record is None else Path(record))
+        photos = images_in(images)
+        kind = self.method.calibration(calibration, splits=False)
+        sources = Sources(photos, self.geometry)
+
+        def batches(chosen: Sequence[int], learn: bool = True) -> Iterable[Tensor]:
+            return PrefetchLoader(dataset=sources.part(chosen), batch_size=batch_size, num_workers=_READERS)
+
+        training = TrainingImages(
+            batches=batches(range(len(sources))),
+            count=len(sources),
+            names=[Path(x).name if isinstance(x, str | Path) else f"image {i}" for i, x in enumerate(photos)],
+            leave_one_out=kind == "leave_one_out",
+        )
+        self.fit_batches(training, Training(seed=seed), record=None if record is None else Path(record))
+        return self.calibrate_by_folds(training, folds, batches) if kind == "folds" else self
 
     def fit_batches(
         self,
@@ -199,13 +198,80 @@ class Detector(ABC):
         """Learn from images that were read already, see `fit`; `training` says the seed and where they come from."""
         if images.count < 1:
             raise PatchCoreError(f"{self.method.title} learns from one or more images, got none")
-        digest = hashlib.sha256()
-        watched = dataclasses.replace(images, batches=_hashed(images.batches, digest))
+        if images.leave_one_out and not self.method.leaves_one_out:
+            raise PatchCoreError(f"{self.method.title} cannot leave one image out: calibrate it with folds")
+        album = Album()
+        watched = dataclasses.replace(images, batches=album.watch(images))
         timer = timer or StageTimer(self.workspace.device)
         # A training that fails may leave members old and new, and a calibration belongs to what was learnt before.
         self.training = self.calibration = None
-        self.learn(watched, torch.Generator().manual_seed(training.seed), timer, record)
-        self.training = dataclasses.replace(training, images=images.count, fingerprint=digest.hexdigest())
+        parts = self.learn(watched, torch.Generator().manual_seed(training.seed), timer, record)
+        self.album = album
+        self.training = dataclasses.replace(training, images=images.count, fingerprint=album.fingerprint())
+        if parts is not None:
+            with timer("calibration"):
+                self.calibration = calibrate("leave_one_out", parts)
+        return self
+
+    def calibrate(self, images: ImageLike | list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> Self:
+        """Calibrate with images of good parts, none of which it was trained on; they replace an earlier calibration.
+
+        Args:
+            images: a folder of image files, or images as `predict` takes them.
+            batch_size: images at a time.
+
+        Raises:
+            PatchCoreError: an image cannot be read or was trained on, or the detector has learnt nothing.
+        """
+        sources = Sources(images_in(images), self.geometry)
+        return self.calibrate_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS))
+
+    @torch.inference_mode()
+    def calibrate_batches(
+        self, batches: Iterable[Tensor], kind: str = "good_images", timer: StageTimer | None = None
+    ) -> Self:
+        """As `calibrate`, with (B, 3, H, W) uint8 batches; `kind` says how the images were kept unseen."""
+        self._refuse_untrained()
+        timer = timer or StageTimer(self.workspace.device)
+        known = {photo.pixels: photo.name for photo in self.album.photos}
+
+        def parts() -> Iterator[BatchScores]:
+            for images in batches:
+                for pixels in images.permute(0, 2, 3, 1).contiguous().numpy():
+                    if name := known.get(hash_of(pixels)):
+                        raise PatchCoreError(
+                            f"the model was trained on an image that should calibrate it ({name}): calibrate with"
+                            " images that it has not learnt, or train again, which calibrates without any"
+                        )
+                yield self.score(images, timer)
+
+        self.calibration = calibrate(kind, parts())
+        return self
+
+    def calibrate_by_folds(
+        self, images: TrainingImages, folds: int, batches: Callable[[Sequence[int], bool], Iterable[Tensor]]
+    ) -> Self:
+        """Calibrate with the photos that it was trained on: every fold is scored by a detector fitted to the others.
+
+        Args:
+            images: what it was trained on.
+            folds: how many, at least 2.
+            batches: (numbers of photos, whether to learn from them: then in all views) -> batches of them.
+
+        Raises:
+            PatchCoreError: there are fewer photos than folds.
+        """
+        self._refuse_untrained()
+        training = self.training or Training()
+
+        def fit(photos: Sequence[int]) -> Callable[[Tensor], BatchScores]:
+            fresh = type(self)(self.config, workspace=self.workspace, **dataclasses.asdict(self.geometry))
+            part = TrainingImages(batches=batches(photos, True), count=len(photos) * images.views, views=images.views)
+            fresh.fit_batches(part, training)
+            timer = StageTimer(self.workspace.device)
+            return lambda batch: fresh.score(batch, timer)
+
+        self.calibration = calibrate_by_folds(images.count // images.views, folds, training.seed, fit, batches)
         return self
 
     @overload
@@ -229,7 +295,7 @@ class Detector(ABC):
             PatchCoreError: an image cannot be read, or the detector was not fitted.
             TypeError, ValueError: an array of another type or shape.
         """
-        sources = _Sources(_listed(images), self.geometry)
+        sources = Sources(listed(images), self.geometry)
         if not len(sources):
             return []
         output = self.predict_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS))
@@ -243,8 +309,7 @@ class Detector(ABC):
     @torch.inference_mode()
     def predict_batches(self, batches: Iterable[Tensor], timer: StageTimer | None = None) -> Output:
         """Score (B, 3, H, W) uint8 batches, one or more, of images as `geometry` gives them."""
-        if self.training is None:
-            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: fit it, or load a stored one")
+        self._refuse_untrained()
         timer = timer or StageTimer(self.workspace.device)
         parts = [self.score(images, timer) for images in batches]
         return Output(
@@ -255,6 +320,10 @@ class Detector(ABC):
                 for name in parts[0].columns
             },
         )
+
+    def _refuse_untrained(self) -> None:
+        if self.training is None:
+            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: fit it, or load a stored one")
 
     def save(self, folder: str | Path) -> None:
         """Write the detector into a new folder, which appears whole or not at all.
@@ -269,6 +338,7 @@ class Detector(ABC):
         with atomic_write(Path(folder)) as aside:
             aside.mkdir()
             self.write_arrays(aside)
+            self.album.write(aside)
             write_model(self.description(aside))
 
     def description(self, folder: Path) -> StoredModel:
@@ -283,6 +353,7 @@ class Detector(ABC):
             geometry=self.geometry,
             training=self.training or Training(),
             weights=weights,
+            photos=tuple(self.album.photos),
             calibration=self.calibration,
         )
 
@@ -306,52 +377,6 @@ class Detector(ABC):
                 )
         model.check_arrays()
         detector.read_arrays(model.folder)
+        detector.album = Album.read(model.folder, model.photos)
         detector.training, detector.calibration = model.training, model.calibration
         return detector
-
-
-class _Sources:
-    """Images from anywhere, as the network sees them: (3, imagesize, imagesize) uint8."""
-
-    def __init__(self, images: Sequence[ImageLike], geometry: Geometry) -> None:
-        self._images = images
-        self._geometry = geometry
-        for image in images:
-            if isinstance(image, Image.Image):
-                try:
-                    image.load()  # here, since threads that load one image at the same time damage it
-                except (OSError, SyntaxError, ValueError) as error:
-                    raise PatchCoreError(f"cannot read the image: {error}") from error
-                if 0 in image.size:
-                    raise ValueError(f"an image has one pixel or more, got {image.width} x {image.height}")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = self._images[index]
-        if isinstance(image, str | Path):
-            return self._geometry.read(Path(image))
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise ValueError(
-                    "an image as an array must be RGB pixels (H, W, 3) uint8 in [0, 255], got"
-                    f" {image.shape} {image.dtype}"
-                )
-            return self._geometry.image(Image.fromarray(image))
-        if isinstance(image, Image.Image):
-            return self._geometry.image(to_rgb(image.copy(), "the image"))  # it would lose its transparency
-        raise TypeError(
-            f"an image must be a path, a Pillow image or an array (H, W, 3) uint8, got {type(image).__name__}"
-        )
-
-
-def _listed(images: ImageLike | list[Any] | tuple[Any, ...]) -> Sequence[ImageLike]:
-    return images if isinstance(images, list | tuple) else [images]
-
-
-def _hashed(batches: Iterable[Tensor], digest: Any) -> Iterator[Tensor]:
-    """Pass batches on, and their pixels to a hash, image by image whatever the size of the batches."""
-    for batch in batches:
-        digest.update(batch.permute(0, 2, 3, 1).contiguous().numpy())  # (B, H, W, 3)
-        yield batch

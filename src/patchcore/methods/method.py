@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from patchcore.config import CALIBRATIONS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -48,6 +50,7 @@ class Method:
         save_flag: the option of a run that stores the models.
         category_file: the file of configs/ with settings by category, if there is one; the configuration then has a
             bool `class_specific`, set where they came from a file.
+        leaves_one_out: whether its detectors can say of a training image what they would say had they not learnt it.
         older: "module:name" of a function (folder, resize or None) -> a model in a format before the present one, None
             if it is not there; `resize` is the shorter side of the images for a format that does not say it.
     """
@@ -65,12 +68,37 @@ class Method:
     loader_help: str = "Choose the stored models. Their settings and image size come with them."
     save_flag: str = "--save_model"
     category_file: str | None = None
+    leaves_one_out: bool = False
     older: str | None = None
 
     @property
     def detector_class(self) -> type[Any]:
         """The class of its detectors, a `Detector`, imported now."""
         return _import(self.detector)
+
+    def calibration(self, asked: str | None, *, splits: bool) -> str:
+        """How a detector is calibrated: as asked for, or for None as it costs next to nothing.
+
+        Args:
+            asked: one of `patchcore.config.CALIBRATIONS`, or None.
+            splits: whether training images are held out.
+
+        Raises:
+            ValueError: the method cannot do it, or images are held out for nothing, or none are.
+        """
+        if asked is None:
+            return "held_out" if splits else "leave_one_out" if self.leaves_one_out else "none"
+        if asked not in CALIBRATIONS:
+            raise ValueError(f"calibration must be one of {', '.join(CALIBRATIONS)}, got {asked!r:.80}")
+        if asked == "leave_one_out" and not self.leaves_one_out:
+            raise ValueError(f"{self.title} cannot leave one image out: calibrate with folds or held_out")
+        if asked == "held_out" and not splits:
+            raise ValueError("--calibration held_out needs images that are held out: --train_val_split below 1")
+        if asked in ("leave_one_out", "folds") and splits:
+            raise ValueError(
+                f"--calibration {asked} uses every training image, --train_val_split holds some out: give one of them"
+            )
+        return asked
 
     def read_older(self, folder: Path, resize: int | None) -> Any:
         """A `StoredModel` in a format before the present one; None if it is not there."""

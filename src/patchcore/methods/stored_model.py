@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patchcore.calibration import Calibration
 from patchcore.datasets.geometry import Geometry
 from patchcore.methods.method import Method
 from patchcore.settings import check, from_plain, setting, settings_of, split_settings, to_plain
@@ -32,7 +33,8 @@ class Training:
 
     Attributes:
         images: how many, each of its views counted; None where the model does not say.
-        fingerprint: SHA-256 of the pixels that the network saw, in their order; None where the model does not say.
+        fingerprint: a hash of the pixels that the network saw of all photos, in their order; None where the model does
+            not say.
         seed: source of all random choices, also of which training images were held out.
         train_val_split: share of the training images that was trained on.
         category: of the data set; None for images from elsewhere.
@@ -48,6 +50,14 @@ class Training:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that a detector has learnt: its name, and a hash of the pixels that the network saw."""
+
+    name: str
+    pixels: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +80,9 @@ class StoredModel:
         config: the settings, of the class `method.config`, with what `load` chose anew.
         geometry: how images are brought to the network.
         weights: one entry per network; empty where the model does not say.
-        calibration: room for what turns scores into verdicts.
+        photos: that it was trained on, their names and hashes; empty where the model does not say.
+        calibration: what turns scores into verdicts; None where there is none, or settings that it depends on were
+            chosen anew.
         checksums: file name -> SHA-256 of the arrays; empty where the model does not say.
         overrides: the settings that were chosen anew on loading.
     """
@@ -81,7 +93,8 @@ class StoredModel:
     geometry: Geometry
     training: Training
     weights: tuple[LoadedWeights, ...] = ()
-    calibration: dict[str, Any] | None = None
+    photos: tuple[Photo, ...] = ()
+    calibration: Calibration | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,7 +124,11 @@ class StoredModel:
         self.method.refuse_without_effect(config, frozenset(chosen))
         plain = to_plain(config)
         decisive = {name: plain[name] for name in chosen if known[name].decides}
-        return dataclasses.replace(self, config=config, overrides={**self.overrides, **decisive})
+        overrides = {**self.overrides, **decisive}
+        # Other settings give other scores, of which the calibration says nothing.
+        changed = any(getattr(config, name) != getattr(self.config, name) for name in decisive)
+        calibration = None if changed else self.calibration
+        return dataclasses.replace(self, config=config, overrides=overrides, calibration=calibration)
 
 
 def write_model(model: StoredModel) -> None:
@@ -125,7 +142,8 @@ def write_model(model: StoredModel) -> None:
         "geometry": to_plain(model.geometry),
         "training": to_plain(model.training),
         "weights": to_plain(model.weights),
-        "calibration": model.calibration,
+        "photos": [[photo.name, photo.pixels] for photo in model.photos],
+        "calibration": None if model.calibration is None else model.calibration.to_plain(),
         "arrays": {path.name: sha256_of(path) for path in arrays},
     }
     (model.folder / MODEL_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -162,8 +180,6 @@ def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None =
             or not all(Path(name).name == name and isinstance(arrays[name], str) for name in arrays)
         ):
             raise ValueError(f"arrays must be checksums by file name, got {arrays!r:.80}")
-        if not isinstance(content["calibration"], dict | None):
-            raise ValueError(f"calibration must be an object or null, got {content['calibration']!r:.80}")
         for name in arrays:
             if not (folder / name).is_file():
                 raise PatchCoreError(f"{folder / name}: no such file, expected the array that {MODEL_FILE} names")
@@ -174,9 +190,31 @@ def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None =
             geometry=_part(content, "geometry", Geometry),
             training=_part(content, "training", Training),
             weights=tuple(_part({"weights": entry}, "weights", LoadedWeights) for entry in content["weights"]),
-            calibration=content["calibration"],
+            photos=_photos(content.get("photos", [])),
+            calibration=_calibration(content["calibration"]),
             checksums=arrays,
         )
+
+
+def _photos(entries: Any) -> tuple[Photo, ...]:
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry) for entry in entries
+    ):
+        raise ValueError(f"photos must be pairs of a name and a hash, got {entries!r:.80}")
+    return tuple(Photo(*entry) for entry in entries)
+
+
+def _calibration(content: Any) -> Calibration | None:
+    if content is None:
+        return None
+    if not isinstance(content, dict):
+        raise ValueError(f"calibration must be an object or null, got {content!r:.80}")
+    try:
+        return Calibration.from_plain(content)
+    except KeyError as error:
+        raise ValueError(f"calibration lacks {error}") from error
+    except ValueError as error:
+        raise ValueError(f"calibration: {error}") from error
 
 
 def _part(content: Mapping[str, Any], name: str, part: type[Part]) -> Part:

@@ -19,7 +19,7 @@ from patchcore.system.files import atomic_write
 from patchcore.types import PatchCoreError, Predictions
 
 if TYPE_CHECKING:
-    from patchcore.scoring import Verdict
+    from patchcore.calibration import Verdict
 
 PATH = "path"
 LABEL = "label"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector, TrainingImages
+from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.fastflow import METHOD
 from patchcore.methods.fastflow.brightness import brightness, match_brightness
 from patchcore.methods.fastflow.config import DENSITIES, WEIGHTS_FILE, FastFlowConfig
@@ -23,6 +23,7 @@ from patchcore.methods.fastflow.samples import collect, expected_bytes
 from patchcore.methods.fastflow.tiled_encoder import TiledEncoder
 from patchcore.methods.fastflow.tiles import Tiling
 from patchcore.methods.fastflow.training import train
+from patchcore.methods.training_images import TrainingImages
 from patchcore.scoring import anomaly_maps
 from patchcore.settings import settings_of, to_plain
 from patchcore.system.timing import StageTimer

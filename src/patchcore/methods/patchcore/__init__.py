@@ -45,5 +45,6 @@ METHOD = Method(
     loader_help="Choose the stored models.\n\nBackbones, layers, patch size and image size come with them. The folders"
     " of the original PatchCore can be read too; they are scored with 1 neighbour, as the original did.",
     save_flag="--save_patchcore_model",
+    leaves_one_out=True,
     older="patchcore.methods.patchcore.older_models:read_older",
 )

@@ -15,6 +15,7 @@ from patchcore.settings import check, setting
 log = logging.getLogger(__name__)
 
 INDEX_FILE = "nnscorer_search_index.faiss"  # of a member, behind its prefix
+ORIGINS_FILE = "origins.npy"  # the same; which of all training patches the rows of its bank are
 SAMPLERS = ("approx_greedy_coreset", "greedy_coreset", "identity", "random")
 
 

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector, TrainingImages
+from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.patchcore import METHOD
-from patchcore.methods.patchcore.config import INDEX_FILE, PatchCoreConfig, member_prefixes
-from patchcore.methods.patchcore.index_file import read_flat_index
+from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
+from patchcore.methods.patchcore.index_file import read_flat_index, read_origins
 from patchcore.methods.patchcore.memory_bank import MemoryBank
 from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, choose_places, expected_bytes
 from patchcore.methods.patchcore.patches import PatchEmbedding
 from patchcore.methods.patchcore.sampler import kept_of, sample
+from patchcore.methods.patchcore.search import Apart
+from patchcore.methods.training_images import TrainingImages
 from patchcore.scoring import anomaly_maps, image_scores, patch_scores
 from patchcore.system.memory import format_bytes
 from patchcore.system.timing import StageTimer, progress_bar
 from patchcore.types import PatchCoreError
 
 log = logging.getLogger(__name__)
+
+_LEFT_OUT_AT_A_TIME = 8  # images
 
 
 class Member:
@@ -37,9 +42,14 @@ class Member:
     Args:
         encoder: its first layer sets the grid of patches.
         devices: that the bank may be spread over.
+
+    Attributes:
+        bank: the patches that it remembers.
+        origins: (K,) int64, which of all training patches every row of the bank is; None where the model does not say.
     """
 
     bank: MemoryBank
+    origins: Tensor | None
 
     def __init__(self, encoder: Encoder, config: PatchCoreConfig, devices: Sequence[torch.device]) -> None:
         self.encoder = encoder
@@ -58,20 +68,44 @@ class Member:
         with timer("embedding"):
             return self.embedding(maps)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of an image."""
+        _, height, width = self.encoder.shapes[0]
+        return height, width
+
     def bank_size(self, num_images: int, config: PatchCoreConfig) -> BankSize:
         """What training on so many images gathers and keeps."""
-        patches = num_images * math.prod(self.encoder.shapes[0][1:])
+        patches = num_images * math.prod(self.grid)
         kept = kept_of(patches, *config.thinning)
         return BankSize(patches=patches, kept=kept, dimension=self.embedding.target_dimension)
 
-    def remember(self, features: Tensor, config: PatchCoreConfig) -> None:
-        """Make the bank of (K, D) patches."""
+    def remember(self, features: Tensor, config: PatchCoreConfig, origins: Tensor | None) -> None:
+        """Make the bank of (K, D) patches; `origins` as the attribute."""
+        self.origins = origins
         self.bank = MemoryBank(
             features.to(self.encoder.device),
             on_gpu=config.faiss_on_gpu,
             num_workers=config.faiss_num_workers,
             devices=self.devices,
         )
+
+    def scores_left_out(self, patches: Tensor, images: Tensor, per_image: int, k: int) -> Tensor:
+        """Scores (Q,) of patches of training images by the bank rows that come from other images.
+
+        Args:
+            patches: (Q, D).
+            images: (Q,) int32, the number of the image that each comes from.
+            per_image: patches of an image, of all its views.
+            k: neighbours.
+
+        Raises:
+            PatchCoreError: fewer than k rows come from other images.
+        """
+        if self.origins is None:
+            raise ValueError("the bank does not say which images its rows come from")
+        apart = Apart(images, (self.origins // per_image).int())
+        return patch_scores(self.bank.distances(patches, k, apart))
 
 
 class PatchCore(Detector):
@@ -112,8 +146,14 @@ class PatchCore(Detector):
             self.members.append(Member(encoder, config, share))
         return [member.encoder for member in self.members]
 
-    def learn(self, images: TrainingImages, generator: torch.Generator, timer: StageTimer, record: Path | None) -> None:
+    def learn(
+        self, images: TrainingImages, generator: torch.Generator, timer: StageTimer, record: Path | None
+    ) -> Iterator[BatchScores] | None:
         """Remember good images, see `Detector.learn`; a bank is built at one go, and leaves no record.
+
+        An image is left out by leaving the rows of the finished bank out that come from it. The coreset was chosen with
+        them, and would else have kept a few patches of other images in their place: the scores are too high rather than
+        too low, and verdicts reject too few good images rather than too many.
 
         Raises:
             PatchCoreError: the bank would have fewer patches than neighbours are asked for.
@@ -122,26 +162,72 @@ class PatchCore(Detector):
         for batch in images.batches:
             for member, store in zip(self.members, stores, strict=True):
                 store.add(member.embed(batch, timer))
+        grids: list[Tensor] = []
+        leave_one_out = images.leave_one_out
         for member in self.members:  # one after the other, so that only one member's patches and bank coexist
             features = stores.pop(0).features()
             thinning = self.config.thinning
             with timer("coreset"), progress_bar("coreset", kept_of(len(features), *thinning), "patch") as bar:
                 chosen = sample(features, *thinning, generator, bar.update, member.encoder.device)
             whole = len(chosen) == len(features)
-            member.remember(features if whole else features[chosen.to(features.device)], self.config)
+            member.remember(features if whole else features[chosen.to(features.device)], self.config, chosen)
+            if leave_one_out and self._fewest_left(member, images) < self.config.num_nn:
+                log.warning(
+                    "not calibrated, so there are no verdicts: without one of the %d images the memory bank has fewer"
+                    " patches than neighbours are asked for",
+                    images.count // images.views,
+                )
+                leave_one_out = False
+            if leave_one_out:
+                with timer("calibration"):
+                    grids.append(self._left_out(member, features, images))
+        return self._of_grids(grids) if leave_one_out else None
+
+    def _fewest_left(self, member: Member, images: TrainingImages) -> int:
+        """How many rows of a bank at least come from other photos than one that is left out."""
+        if member.origins is None:
+            raise ValueError("the bank does not say which images its rows come from")
+        own = torch.bincount(member.origins // (math.prod(member.grid) * images.views))
+        return len(member.bank) - int(own.max())
+
+    def _left_out(self, member: Member, features: Tensor, images: TrainingImages) -> Tensor:
+        """(N, h, w) scores of the first view of all photos, each without the bank rows that come from it."""
+        of_view = math.prod(member.grid)
+        views = features.unflatten(0, (-1, images.views, of_view))[:, 0]  # (N, P, D)
+        grids = []
+        with progress_bar("calibration", len(views), "image") as bar:
+            for numbers in torch.arange(len(views), dtype=torch.int32).split(_LEFT_OUT_AT_A_TIME):
+                patches = views[numbers[0] : numbers[-1] + 1].flatten(0, 1).to(member.encoder.device)
+                scores = member.scores_left_out(
+                    patches, numbers.repeat_interleave(of_view), of_view * images.views, self.config.num_nn
+                )
+                grids.append(scores.reshape(-1, *member.grid))
+                bar.update(len(numbers))
+        return torch.cat(grids)
+
+    def _of_grids(self, grids: Sequence[Tensor]) -> Iterator[BatchScores]:
+        """What members say of images by their (N, h, w) patch scores, a few images at a time."""
+        for parts in zip(*(of_member.split(32) for of_member in grids), strict=True):
+            yield self._of_batch(parts)
+
+    def _of_batch(self, grids: Sequence[Tensor]) -> BatchScores:
+        """What members say of B images by their (B, h, w) patch scores."""
+        size = self.geometry.imagesize, self.geometry.imagesize
+        return BatchScores(
+            scores=_on_one_device([image_scores(grid) for grid in grids]),
+            maps=_on_one_device([anomaly_maps(grid, size) for grid in grids]),
+        )
 
     def score(self, images: Tensor, timer: StageTimer) -> BatchScores:
         """Squared distances to the bank, see `Detector.score`."""
-        scores, maps = [], []
+        grids = []
         for member in self.members:
             patches = member.embed(images, timer)  # (B, h, w, D)
             with timer("search"):
                 distances = member.bank.distances(patches.flatten(0, 2), self.config.num_nn)
-            with timer("maps"):
-                grid = patch_scores(distances).reshape(patches.shape[:3])  # (B, h, w)
-                scores.append(image_scores(grid))
-                maps.append(anomaly_maps(grid, (images.shape[-2], images.shape[-1])))
-        return BatchScores(scores=_on_one_device(scores), maps=_on_one_device(maps))
+                grids.append(patch_scores(distances).reshape(patches.shape[:3]))  # (B, h, w)
+        with timer("maps"):
+            return self._of_batch(grids)
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""
@@ -159,6 +245,8 @@ class PatchCore(Detector):
     def write_arrays(self, folder: Path) -> None:
         for member, prefix in zip(self.members, member_prefixes(len(self.members)), strict=True):
             member.bank.save(folder / f"{prefix}{INDEX_FILE}")
+            if member.origins is not None:
+                np.save(folder / f"{prefix}{ORIGINS_FILE}", member.origins.numpy())
 
     def read_arrays(self, folder: Path) -> None:
         dimension = self.config.target_embed_dimension
@@ -170,7 +258,7 @@ class PatchCore(Detector):
                     f"{path}: expected patches of {dimension} values, the model's target_embed_dimension, found"
                     f" {features.shape[1]}"
                 )
-            member.remember(features, self.config)
+            member.remember(features, self.config, read_origins(folder / f"{prefix}{ORIGINS_FILE}", len(features)))
 
     def _stores(self, num_images: int) -> list[PatchStore]:
         """Room for the patches of so many images, for each member where there is some."""

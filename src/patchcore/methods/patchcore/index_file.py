@@ -1,4 +1,4 @@
-"""Memory banks as FAISS's flat index files, byte for byte, with or without FAISS."""
+"""Memory banks as FAISS's flat index files, byte for byte, with or without FAISS; and where their rows come from."""
 
 from __future__ import annotations
 
@@ -53,3 +53,25 @@ def read_flat_index(path: Path) -> Tensor:
     except OSError as error:
         raise PatchCoreError(f"{path}: cannot read the memory bank: {error.strerror}") from error
     return torch.from_numpy(vectors.reshape(rows, dimension))
+
+
+def read_origins(path: Path, rows: int) -> Tensor | None:
+    """Read the (K,) int64 numbers of the training patches that are the rows of a bank; None if there is no such file.
+
+    Raises:
+        PatchCoreError: the file is damaged, or of another bank.
+    """
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if shape != (rows,) or dtype != np.int64:
+                raise ValueError(f"{dtype} of the shape {shape}, expected int64 of the shape {(rows,)}")
+            origins = np.fromfile(file, np.int64, rows)
+        if len(origins) != rows or (origins < 0).any():
+            raise ValueError(f"expected {rows} numbers from 0 on")
+    except (OSError, ValueError) as error:
+        raise PatchCoreError(f"{path}: cannot read where the memory bank comes from: {error}") from error
+    return torch.from_numpy(origins)

@@ -12,6 +12,7 @@ from torch import Tensor
 from patchcore.methods.patchcore.index_file import write_flat_index
 from patchcore.methods.patchcore.pruned_search import PrunedSearch
 from patchcore.methods.patchcore.search import (
+    Apart,
     FaissGpuSearch,
     FaissSearch,
     Search,
@@ -91,25 +92,27 @@ class MemoryBank:
         """Bytes of the features."""
         return self.features.nbytes
 
-    def distances(self, queries: Tensor, k: int) -> Tensor:
+    def distances(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
         """Squared L2 distances to the k nearest patches.
 
         Args:
             queries: (Q, D) float32.
             k: number of neighbours, at most the size of the bank.
+            apart: the groups in which a query has no neighbour.
 
         Returns:
             (Q, k) float32, ascending, at least 0, on the device of the queries.
 
         Raises:
-            PatchCoreError: the bank has fewer than k patches.
+            PatchCoreError: the bank has fewer than k patches left.
         """
-        if k > len(self):
+        left = len(self) if apart is None else apart.left
+        if k > left:
             raise PatchCoreError(
                 f"--anomaly_scorer_num_nn {k} asks for more neighbours than the memory bank has patches"
-                f" ({len(self)}): lower it or keep more (sampler -p)"
+                f" ({left}): lower it or keep more (sampler -p)"
             )
-        return self.search(queries, k).clamp_(min=0)
+        return self.search(queries, k, apart).clamp_(min=0)
 
     def save(self, path: Path) -> None:
         """Write the bank as a FAISS flat L2 index."""

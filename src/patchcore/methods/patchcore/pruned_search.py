@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchcore.methods.patchcore.search import Apart, Search
 from patchcore.system.devices import native_bfloat16
 
 MOST_DIRECTIONS = 157  # with the 3 columns that hold the norms: 160, a width that matrix kernels like
@@ -57,6 +59,11 @@ def by_single_threads(function: Callable[[Item], Made], items: Iterable[Item], w
         torch.set_num_threads(threads)
 
 
+def _of(apart: Apart | None, queries: NDArray[np.int64]) -> Apart | None:
+    """The groups of some of the queries."""
+    return None if apart is None else Apart(apart.queries[queries], apart.rows)
+
+
 class PrunedSearch:
     """The k nearest rows by a lower bound from one narrow matrix product, and full distances where it leaves doubt.
 
@@ -81,7 +88,7 @@ class PrunedSearch:
     def __init__(
         self,
         bank: Tensor,
-        flat: Callable[[Tensor, int], Tensor],
+        flat: Search,
         num_workers: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -122,35 +129,42 @@ class PrunedSearch:
         padding[:, -3] = -torch.inf
         return torch.cat([rows, padding])
 
-    def __call__(self, queries: Tensor, k: int) -> Tensor:
-        """(Q, D) float32 queries -> (Q, k) float32 squared distances, ascending, on the device of the queries."""
-        chunks = [self._search(chunk, k) for chunk in queries.cpu().contiguous().split(CHUNK)]
-        return torch.cat(chunks).to(queries.device)
+    def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+        """See `Search`."""
+        groups = itertools.repeat(None) if apart is None else Apart(apart.queries.cpu(), apart.rows.cpu()).split(CHUNK)
+        chunks = queries.cpu().contiguous().split(CHUNK)
+        found = [self._search(chunk, k, apart) for chunk, apart in zip(chunks, groups, strict=False)]
+        return torch.cat(found).to(queries.device)
 
-    def _search(self, queries: Tensor, k: int) -> Tensor:
-        if len(queries) < PROBES or k > len(self._bank) // GROUP:
-            return self._flat(queries, k)
+    def _search(self, queries: Tensor, k: int, apart: Apart | None) -> Tensor:
+        left = len(self._bank) if apart is None else apart.left
+        if len(queries) < PROBES or k > left // GROUP:
+            return self._flat(queries, k, apart)
         longest = queries.norm() + self._mean.norm() + self._radius  # at least |q| + |b| for all, nan with a nan
         if not (self._stretch * longest).square().isfinite():  # nothing can be proved with nan or overflow
-            return self._flat(queries, k)
+            return self._flat(queries, k, apart)
         survivors = partial(self._survivors, k=k)
         probes = np.random.default_rng(0).choice(len(queries), PROBES, replace=False)
-        [(_, kept)] = by_single_threads(survivors, [queries[probes]], 1)
+        [(_, kept)] = by_single_threads(survivors, [(queries[probes], _of(apart, probes))], 1)
         if len(kept) > SURVIVORS * PROBES * len(self._bank):
-            return self._flat(queries, k)
+            return self._flat(queries, k, apart)
         share = math.ceil(len(queries) / (self._num_workers or torch.get_num_threads()))
         block = min(max(BLOCK // len(self._rows), 64), max(share, 64), 512)
-        found = by_single_threads(survivors, queries.split(block), self._num_workers)
+        groups = itertools.repeat(None) if apart is None else apart.split(block)
+        found = by_single_threads(survivors, zip(queries.split(block), groups, strict=False), self._num_workers)
         query = np.concatenate([i * block + pairs[0] for i, pairs in enumerate(found)])
         return self._nearest(queries, k, query, np.concatenate([pairs[1] for pairs in found]))
 
-    def _survivors(self, queries: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _survivors(self, block: tuple[Tensor, Apart | None], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All (query, row) pairs that may be among the k nearest, ordered by query, at least k for each."""
+        queries, apart = block
         centred = queries - self._mean
         reach = centred.norm(dim=1) + self._radius  # at least |q| + |b| for every b
         reduced = self._reduce(centred)
         # The score q'b - |b|^2 / 2 falls as |q - b| grows; row g + i * width is member i of group g.
         scores = torch.nn.functional.pad(reduced, (0, 3), value=1.0) @ self._rows.T
+        if apart is not None:
+            scores[:, : len(apart.rows)].masked_fill_(apart.own(), -torch.inf)
         groups = scores.view(len(queries), GROUP, -1)
         best = groups.amax(dim=1)  # (Q, width)
         width = best.shape[1]

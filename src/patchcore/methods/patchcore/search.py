@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,13 +14,44 @@ TORCH_DISTANCES = 2**25  # distances that the torch search holds at once
 TORCH_CANDIDATES = 4  # further neighbours whose distances torch recomputes, in case rounding swapped some
 
 
+@dataclass(frozen=True)
+class Apart:
+    """The groups, such as images, that queries and rows of a bank belong to.
+
+    Attributes:
+        queries: (Q,) int32, on any device.
+        rows: (K,) int32, on any device.
+    """
+
+    queries: Tensor
+    rows: Tensor
+
+    @property
+    def left(self) -> int:
+        """How many rows are at least in other groups than that of a query."""
+        queries = self.queries.to(self.rows.device)
+        sizes = torch.bincount(self.rows, minlength=int(queries.max()) + 1)
+        return len(self.rows) - int(sizes[queries].max())
+
+    def split(self, size: int) -> list[Apart]:
+        """The groups of every `size` queries."""
+        return [Apart(part, self.rows) for part in self.queries.split(size)]
+
+    def own(self) -> Tensor:
+        """(Q, K) bool, True where query and row are of one group."""
+        return self.queries[:, None] == self.rows.to(self.queries.device)
+
+
 class Search(Protocol):
     """Finds the nearest rows of a bank. Distances are squared L2, ascending."""
 
     name: str
 
-    def __call__(self, queries: Tensor, k: int) -> Tensor:
-        """(Q, D) float32 queries -> (Q, k) float32 squared distances on the device of the queries."""
+    def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+        """(Q, D) float32 queries -> (Q, k) float32 squared distances on the device of the queries.
+
+        With `apart` a query has no neighbour in its own group; in the other groups there are at least k rows.
+        """
         ...
 
 
@@ -32,10 +65,13 @@ class FaissSearch:
 
         if num_workers is not None:
             faiss.omp_set_num_threads(num_workers)
+        self._bank = bank
         self._index = faiss.IndexFlatL2(bank.shape[1])
         self._index.add(bank.cpu().numpy())
 
-    def __call__(self, queries: Tensor, k: int) -> Tensor:
+    def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+        if apart is not None:  # FAISS leaves rows out as well, but only one query at a time
+            return TorchSearch(self._bank)(queries, k, apart)
         distances, _ = self._index.search(queries.cpu().numpy(), k)
         return torch.from_numpy(distances).to(queries.device)
 
@@ -49,13 +85,16 @@ class FaissGpuSearch:
         import faiss
         import faiss.contrib.torch_utils
 
+        self._bank = bank
         self._resources = faiss.StandardGpuResources()
         config = faiss.GpuIndexFlatConfig()
         config.device = bank.device.index or 0
         self._index = faiss.GpuIndexFlatL2(self._resources, bank.shape[1], config)
         self._index.add(bank)
 
-    def __call__(self, queries: Tensor, k: int) -> Tensor:
+    def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+        if apart is not None:  # FAISS cannot leave rows out on a GPU
+            return TorchSearch(self._bank)(queries, k, apart)
         with torch.cuda.device(queries.device):  # FAISS waits on the stream of the current device
             distances, _ = self._index.search(queries.contiguous(), k)
         return distances
@@ -70,12 +109,16 @@ class TorchSearch:
         self._bank = bank
         self._norms = bank.square().sum(dim=1)
 
-    def __call__(self, queries: Tensor, k: int) -> Tensor:
+    def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
         # The product form loses digits where a distance is small beside the norms: it preselects, no more.
-        candidates = min(k + TORCH_CANDIDATES, len(self._bank))
+        candidates = min(k + TORCH_CANDIDATES, len(self._bank) if apart is None else apart.left)
         parts = []
-        for part in queries.to(self._bank.device).split(max(1, TORCH_DISTANCES // len(self._bank))):
+        size = max(1, TORCH_DISTANCES // len(self._bank))
+        groups = itertools.repeat(None) if apart is None else apart.split(size)
+        for part, apart_here in zip(queries.to(self._bank.device).split(size), groups, strict=False):
             product = torch.addmm(self._norms[None], part, self._bank.T, alpha=-2)  # less the queries' norms
+            if apart_here is not None:
+                product.masked_fill_(apart_here.own().to(product.device), torch.inf)
             nearest = product.topk(candidates, dim=1, largest=False).indices  # (q, candidates)
             exact = [(part - self._bank[column]).square().sum(dim=1) for column in nearest.T]
             parts.append(torch.stack(exact, dim=1).sort(dim=1).values[:, :k])
@@ -89,8 +132,13 @@ class ShardedSearch:
         self._shards = shards
         self.name = f"{len(shards)} x {shards[0][2].name}"
 
-    def __call__(self, queries: Tensor, k: int) -> Tensor:
-        found = [search(queries.to(device), min(k, rows)) for device, rows, search in self._shards]
+    def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+        found, first = [], 0
+        for device, rows, search in self._shards:
+            here = None if apart is None else Apart(apart.queries, apart.rows[first : first + rows])
+            first += rows
+            if (left := rows if here is None else here.left) > 0:
+                found.append(search(queries.to(device), min(k, left), here))
         nearest = torch.cat([distances.to(queries.device) for distances in found], dim=1)
         return nearest.sort(dim=1).values[:, :k]
 

@@ -1,0 +1,129 @@
+"""Good images on their way to a detector, and what a model keeps of them: their names, hashes, and small pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from patchcore.methods.stored_model import Photo
+from patchcore.types import PatchCoreError
+
+PICTURES_FILE = "training_images.zip"
+_QUALITY = 90  # of the JPEG files in it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingImages:
+    """Good images on their way to a detector.
+
+    Attributes:
+        batches: (B, 3, H, W) uint8.
+        count: images in all.
+        views: how many of them show the same photo, turned and mirrored, one after the other.
+        names: of the photos; empty where they have none.
+        leave_one_out: whether the detector should say of each photo what it would say had it not learnt it.
+    """
+
+    batches: Iterable[Tensor]
+    count: int
+    views: int = 1
+    names: Sequence[str] = ()
+    leave_one_out: bool = False
+
+
+class Album:
+    """The photos that a detector has learnt, and what the network saw of them as JPEG pictures.
+
+    Args:
+        photos: all of them, in the order in which they were learnt.
+        pictures: of the same photos, or none at all.
+    """
+
+    def __init__(self, photos: Sequence[Photo] = (), pictures: Sequence[bytes] = ()) -> None:
+        self.photos = list(photos)
+        self._pictures = list(pictures)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def picture(self, number: int) -> NDArray[np.uint8]:
+        """What the network saw of a photo, about: (H, W, 3) RGB.
+
+        Raises:
+            PatchCoreError: the picture is damaged.
+        """
+        try:
+            with Image.open(io.BytesIO(self._pictures[number]), formats=["JPEG"]) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise PatchCoreError(f"{PICTURES_FILE}: picture {number} is damaged: {error}") from error
+
+    def joined(self, other: Album) -> Album:
+        """The photos of both, with pictures if both have them all."""
+        whole = len(self) == len(self.photos) and len(other) == len(other.photos)
+        return Album([*self.photos, *other.photos], [*self._pictures, *other._pictures] if whole else [])
+
+    def watch(self, images: TrainingImages) -> Iterator[Tensor]:
+        """Pass batches on, and take every photo's first view into the album."""
+        number = 0
+        for batch in images.batches:
+            for pixels in batch.permute(0, 2, 3, 1).contiguous().numpy():  # (H, W, 3)
+                photo, view = divmod(number, images.views)
+                if view == 0:
+                    self.photos.append(
+                        Photo(images.names[photo] if images.names else f"image {photo}", hash_of(pixels))
+                    )
+                    self._pictures.append(_encode(pixels))
+                number += 1
+            yield batch
+
+    def fingerprint(self) -> str:
+        """A hash of the pixels of all photos, in their order."""
+        return hashlib.sha256("".join(photo.pixels for photo in self.photos).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write the pictures, if there are any, into an existing folder."""
+        if self._pictures:
+            with zipfile.ZipFile(folder / PICTURES_FILE, "w") as archive:
+                for number, picture in enumerate(self._pictures):
+                    archive.writestr(f"{number:06d}.jpg", picture)
+
+    @classmethod
+    def read(cls, folder: Path, photos: Sequence[Photo]) -> Album:
+        """The album of a stored model.
+
+        Raises:
+            PatchCoreError: the pictures cannot be read.
+        """
+        path = folder / PICTURES_FILE
+        if not path.exists():
+            return cls(photos)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size = path.stat().st_size
+                entries = archive.infolist()
+                if len(entries) != len(photos) or sum(entry.file_size for entry in entries) > size:
+                    raise ValueError(f"{len(entries)} pictures of {len(photos)} photos")
+                return cls(photos, [archive.read(entry) for entry in entries])
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise PatchCoreError(f"{path}: cannot read the pictures of the training images: {error}") from error
+
+
+def hash_of(pixels: NDArray[np.uint8]) -> str:
+    """What tells an image by its (H, W, 3) pixels."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+
+
+def _encode(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
