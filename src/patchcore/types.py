@@ -66,6 +66,38 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MapRegion:
+    """A connected region of an anomaly map.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the map; right and bottom are exclusive.
+        pixels: of the map, at least one.
+        peak: the highest value of the map within.
+    """
+
+    box: tuple[int, int, int, int]
+    pixels: int
+    peak: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A connected anomalous region in an image as its file holds it.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the original image; right and bottom are exclusive.
+        area: in pixels of the original image.
+        peak: the highest value of the anomaly map within.
+        share: of the original image's area, in (0, 1].
+    """
+
+    box: tuple[int, int, int, int]
+    area: float
+    peak: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
     """What a detector says about the N images of a test set, and the truth beside it.
 
