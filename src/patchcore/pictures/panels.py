@@ -1,4 +1,4 @@
-"""What the panels of overlays and verdicts have in common: heat over grey, outlines, and the colour bar."""
+"""What the panels of overlays and verdicts have in common: heat over grey, outlines and the colour bar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from patchcore.pictures.heat import HEAT_COLOURS, HeatScale
-from patchcore.pictures.text import MUTED, Colour, format_number, load_font
+from patchcore.pictures.text import BACKGROUND, MUTED, Colour, format_number, load_font
 
 # Cyan does not occur in the heat map, and nobody confuses it with orange.
 OUTLINE: Colour = (60, 230, 255)
@@ -35,6 +35,22 @@ def paste_colour(sheet: Image.Image, corner: tuple[int, int], mask: NDArray[np.b
     """Paint the pixels of a mask, whose left top lies at the corner, onto an RGB sheet; what lies beside it is cut."""
     opacity = Image.fromarray(mask * np.uint8(255))
     sheet.paste(colour, (*corner, corner[0] + opacity.width, corner[1] + opacity.height), opacity)
+
+
+def draw_outline(
+    sheet: Image.Image, corner: tuple[int, int], mask: NDArray[np.bool_], colour: Colour, width: int
+) -> None:
+    """Draw a line of `width` px around the regions of a mask, outside of them.
+
+    A dark edge around the line lets it stand out from light ground too. Where a region touches the border of the
+    panel, the line is closed beyond it.
+    """
+    edge = max(1, width // 2)
+    mask = np.pad(np.asarray(mask, dtype=bool), width + edge)
+    line = grow(mask, width)
+    left, top = corner[0] - width - edge, corner[1] - width - edge
+    paste_colour(sheet, (left, top), trace_outline(line, edge), BACKGROUND)
+    paste_colour(sheet, (left, top), line & ~mask, colour)
 
 
 def draw_colour_bar(
