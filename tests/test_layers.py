@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "settings"},
     {"config"},
     {"system"},
-    {"metrics", "scoring", "calibration", "pictures", "backbones", "datasets", "synthetic"},
+    {"metrics", "scoring", "regions", "calibration", "pictures", "backbones", "datasets", "synthetic"},
     {"features"},
     {"methods", "results"},
     {"evaluation", "provenance"},

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from lightness import lightness
-from patchcore.pictures import overlay as overlay_module
 from patchcore.pictures import png
 from patchcore.pictures.heat import HEAT_COLOURS, HeatScale
 from patchcore.pictures.overlay import draw_overlay, read_overlay, save_overlay
+from patchcore.pictures.panels import OUTLINE
 from patchcore.pictures.text import BACKGROUND, SURFACE
 
 SIDE = 224
@@ -75,7 +75,7 @@ def test_outline_surrounds_the_mask_and_hides_none_of_it(picture, mask, ramp):
     expected[[49, 90], 100:180] = True
     expected[50:90, [99, 180]] = True
     np.testing.assert_array_equal(changed, expected)
-    assert (outlined[expected] == overlay_module.OUTLINE).all()
+    assert (outlined[expected] == OUTLINE).all()
 
 
 def test_without_a_mask_the_panel_says_so(picture, mask, ramp):

@@ -4,7 +4,7 @@ import pytest
 from PIL import ImageFont
 
 from patchcore.pictures import text as text_module
-from patchcore.pictures.text import fit_text, format_number
+from patchcore.pictures.text import fit_lines, fit_text, format_number
 
 
 def test_long_titles_lose_their_middle_but_neither_name_nor_score():
@@ -19,6 +19,33 @@ def test_long_titles_lose_their_middle_but_neither_name_nor_score():
 def test_titles_that_fit_are_left_alone():
     assert fit_text("scratches 0.719", 15, 400)[0] == "scratches 0.719"
     assert fit_text("scratches", 15, 1)[0] == "…"
+
+
+def test_lines_end_at_line_breaks_and_then_at_spaces():
+    def lines(text: str, most: int, width: int = 80) -> list[str]:
+        return [line for line, _ in fit_lines(text, 12, width, most)]
+
+    assert lines("031.png\nscore 67012", 2) == ["031.png", "score 67012"]
+    assert lines("one line", 3) == ["one line"]
+    assert lines("the place of this patch", 2) == ["the place of", "this patch"]
+    assert lines("a.png\nthe place of this patch", 3) == ["a.png", "the place of", "this patch"]
+    assert lines("", 2) == [""]
+
+
+@pytest.mark.parametrize("text", ["word " * 40, "long_name" * 40, "a\n" * 40, "ü " + "name" * 40, "金属板_划痕 " * 40])
+def test_lines_are_never_more_or_wider_than_there_is_room(text):
+    for most in (1, 2, 3):
+        lines = fit_lines(text, 12, 150, most)
+        assert 1 <= len(lines) <= most
+        assert all(font.getlength(line) <= 150 and "\n" not in line for line, font in lines)
+
+
+def test_the_last_of_too_many_lines_keeps_both_ends_of_the_rest():
+    first, second = (line for line, _ in fit_lines("metal_plate " + "word " * 40 + "score 7", 12, 150, 2))
+    assert first.startswith("metal_plate word")
+    assert second.startswith("word")
+    assert second.endswith("score 7")
+    assert "…" in second
 
 
 def test_without_a_font_for_them_letters_lose_their_accents(monkeypatch):

@@ -50,49 +50,40 @@ class Calibration:
     Attributes:
         kind: how they were kept unseen, one of `KINDS`.
         scores: (M, n) float64 scores of the M members.
-        peaks: (n,) float64, the highest value of every image's map.
-        pixels: (len(PIXEL_LEVELS),) float64 quantiles of the values of all their maps.
+        pixels: (len(PIXEL_LEVELS),) float64 quantiles of the values of all their maps; of an ensemble, of the mean map.
     """
 
     kind: str
     scores: NDArray[np.float64]
-    peaks: NDArray[np.float64]
     pixels: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r:.80}")
-        for name, dimensions in (("scores", 2), ("peaks", 1), ("pixels", 1)):
+        for name, dimensions in (("scores", 2), ("pixels", 1)):
             values = np.asarray(getattr(self, name), dtype=np.float64)
             object.__setattr__(self, name, values)
             if values.ndim != dimensions or not values.size:
                 raise ValueError(f"{name} must be numbers in {dimensions} dimensions, got the shape {values.shape}")
             if not np.isfinite(values).all():
                 raise ValueError(f"{name} must be finite")
-        if self.scores.shape[1] != len(self.peaks):
-            raise ValueError(f"scores are of {self.scores.shape[1]} images, peaks of {len(self.peaks)}")
         if len(self.pixels) != len(PIXEL_LEVELS) or (np.diff(self.pixels) < 0).any():
             raise ValueError(f"pixels must be {len(PIXEL_LEVELS)} ascending numbers, got {self.pixels.tolist()}")
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Calibration:
         """Read what `to_plain` gave; a ValueError or KeyError says what is wrong with it."""
-        if unknown := content.keys() - {"kind", "scores", "peaks", "pixels"}:
+        if unknown := content.keys() - {"kind", "scores", "pixels"}:
             raise ValueError(f"a calibration has no {unknown.pop()!r:.40}")
-        numbers = {name: _numbers(name, content[name]) for name in ("scores", "peaks", "pixels")}
+        numbers = {name: _numbers(name, content[name]) for name in ("scores", "pixels")}
         return cls(kind=content["kind"], **numbers)
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {
-            "kind": self.kind,
-            "scores": self.scores.tolist(),
-            "peaks": self.peaks.tolist(),
-            "pixels": self.pixels.tolist(),
-        }
+        return {"kind": self.kind, "scores": self.scores.tolist(), "pixels": self.pixels.tolist()}
 
     def __len__(self) -> int:
-        return len(self.peaks)
+        return self.scores.shape[1]
 
     def rate(self, false_rejects: float) -> float:
         """The share of good images that is rejected at most: the one asked for, or the least that n images allow."""
@@ -102,16 +93,20 @@ class Calibration:
 
     def threshold(self, false_rejects: float = FALSE_REJECTS) -> float | None:
         """The score above which an image is rejected; None for an ensemble, which is judged by p-values alone."""
-        return _upper(self.scores[0], self.rate(false_rejects)) if len(self.scores) == 1 else None
+        if len(self.scores) > 1:
+            return None
+        return float(np.sort(self.scores[0])[-_rejected_ranks(self.rate(false_rejects), len(self))])
 
-    def pixel_threshold(self, false_rejects: float = FALSE_REJECTS) -> float:
-        """The map value above which a pixel is anomalous: of good images no more than the rate have such a pixel."""
-        return _upper(self.peaks, self.rate(false_rejects))
+    @property
+    def pixel_threshold(self) -> float:
+        """The map value above which a pixel is anomalous: one in a thousand pixels of good images is."""
+        return float(self.pixels[PIXEL_LEVELS.index(0.999)])
 
+    @property
     def heat_ends(self) -> tuple[float, float]:
-        """The ends of a colour scale, of good images alone: its middle is the pixel threshold at the default rate."""
-        low = float(self.pixels[0])
-        return low, low + 2 * max(0.0, self.pixel_threshold() - low)
+        """The ends of a colour scale, of good images alone: the median pixel is dark, the pixel threshold the middle."""
+        low = float(self.pixels[PIXEL_LEVELS.index(0.5)])
+        return low, low + 2 * (self.pixel_threshold - low)
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
         """How probable it is that a good image is at least as anomalous; never below 1 / (n + 1).
@@ -160,11 +155,6 @@ def _at_least(good: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray
 def _rejected_ranks(rate: float, n: int) -> int:
     """How many of the n + 1 ranks are rejected at a rate; at least one, as `Calibration.rate` sees to it."""
     return max(1, math.floor(rate * (n + 1) * (1 + 1e-12)))
-
-
-def _upper(values: NDArray[np.float64], rate: float) -> float:
-    """The value above which a new one lies with at most the probability `rate`."""
-    return float(np.sort(values)[-_rejected_ranks(rate, len(values))])
 
 
 def clopper_pearson(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

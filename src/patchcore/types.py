@@ -58,11 +58,53 @@ class Result:
         score: the higher the more anomalous; of an ensemble the mean of its members' scores.
         map: (H, W) float32 in network-input pixels, the higher the more anomalous; of an ensemble the members' mean.
         member_scores: the score of every member.
+        p_value: in (0, 1], how probable it is that a good image is at least as anomalous; None without a calibration.
+        verdict: "accept" or "reject"; None without a calibration.
+        regions: the connected regions of the map above the value that one in a thousand pixels of good images exceeds,
+            the highest peak first; None without a calibration.
+        threshold: the score above which an image is rejected; None without a calibration, and for an ensemble, whose
+            p-value decides.
     """
 
     score: float
     map: NDArray[np.float32]
     member_scores: tuple[float, ...]
+    p_value: float | None = None
+    verdict: str | None = None
+    regions: tuple[Region, ...] | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRegion:
+    """A connected region of an anomaly map.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the map; right and bottom are exclusive.
+        pixels: of the map, at least one.
+        peak: the highest value of the map within.
+    """
+
+    box: tuple[int, int, int, int]
+    pixels: int
+    peak: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A connected anomalous region in an image as its file holds it.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the original image; right and bottom are exclusive.
+        area: in pixels of the original image.
+        peak: the highest value of the anomaly map within.
+        share: of the original image's area, in (0, 1].
+    """
+
+    box: tuple[int, int, int, int]
+    area: float
+    peak: float
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from patchcore.datasets.images import load_image, load_mask, read_image_size
 from patchcore.settings import check, setting
-from patchcore.types import PatchCoreError, Sample
+from patchcore.types import MapRegion, PatchCoreError, Region, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,12 @@ class Geometry:
             )
 
     def read(self, path: Path) -> torch.Tensor:
-        """Return the pixels of a file that the network sees, see `load_image` and `image`."""
-        return self.image(load_image(path, REDUCED_DECODING * self.resize if self.reduced_decoding else None))
+        """Return the pixels of a file that the network sees, see `open` and `image`."""
+        return self.image(self.open(path))
+
+    def open(self, path: Path) -> Image.Image:
+        """Read a file, see `load_image`; a large JPEG file at a smaller scale if `reduced_decoding` says so."""
+        return load_image(path, REDUCED_DECODING * self.resize if self.reduced_decoding else None)
 
     def image(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels that the network sees: (3, imagesize, imagesize) uint8 RGB, a view of (H, W, 3)."""
@@ -66,12 +70,52 @@ class Geometry:
             raise ValueError(f"expected an image of mode RGB, got {image.mode}; read it with load_image")
         return self._crop(image, Image.Resampling.BILINEAR)
 
+    def box_in_image(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return the smallest box of whole pixels of an original image that holds a box of network pixels.
+
+        Args:
+            box: left, top, right, bottom in network pixels; right and bottom are exclusive.
+            size: (width, height) of the original image.
+
+        Raises:
+            ValueError: the box is empty or does not lie within the network's input.
+        """
+        left, top, right, bottom = box
+        side = self.imagesize
+        if not (0 <= left < right <= side and 0 <= top < bottom <= side):
+            raise ValueError(f"expected a box of at least one pixel within {side} x {side} network pixels, got {box}")
+        (width, height), (x, y) = self._frame(size)
+        # In whole numbers, so that no rounding moves an edge by a pixel; -(-a // b) rounds a / b up.
+        return (
+            (left + x) * size[0] // width,
+            (top + y) * size[1] // height,
+            -(-(right + x) * size[0] // width),
+            -(-(bottom + y) * size[1] // height),
+        )
+
+    def region_in_image(self, region: MapRegion, size: tuple[int, int]) -> Region:
+        """Return where a region of a map of the network's size lies in an original image.
+
+        Args:
+            region: as `regions.connected_regions` gives it.
+            size: (width, height) of the original image.
+        """
+        (width, height), _ = self._frame(size)
+        share = region.pixels / (width * height)
+        area = share * size[0] * size[1]
+        return Region(box=self.box_in_image(region.box, size), area=area, peak=region.peak, share=share)
+
     def _crop(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        width, height = image.size
-        longer = int(self.resize * max(width, height) / min(width, height))
-        size = (self.resize, longer) if width <= height else (longer, self.resize)
-        left, top = (round((side - self.imagesize) / 2) for side in size)
+        size, (left, top) = self._frame(image.size)
         return image.resize(size, resample).crop((left, top, left + self.imagesize, top + self.imagesize))
+
+    def _frame(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(width, height) of an image -> its (width, height) after resizing, and (left, top) of the crop therein."""
+        width, height = size
+        longer = int(self.resize * max(width, height) / min(width, height))
+        resized = (self.resize, longer) if width <= height else (longer, self.resize)
+        left, top = (round((side - self.imagesize) / 2) for side in resized)
+        return resized, (left, top)
 
 
 def load_masks(samples: Sequence[Sample], geometry: Geometry) -> NDArray[np.bool_] | None:

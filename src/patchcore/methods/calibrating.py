@@ -39,19 +39,16 @@ def calibrate(kind: str, parts: Iterable[Scored]) -> Calibration:
     Raises:
         PatchCoreError: a score is not finite.
     """
-    scores, peaks, pixels = [], [], []
+    scores, pixels = [], []
     for part in parts:
-        combined = combine(part.maps)
         scores.append(part.scores.double().cpu())
-        peaks.append(combined.flatten(1).amax(dim=1).double().cpu())
-        pixels.append(combined[:, ::_EVERY, ::_EVERY].flatten().cpu())
+        pixels.append(combine(part.maps)[:, ::_EVERY, ::_EVERY].flatten().cpu())
     sample = torch.cat(pixels).numpy()
     sample = sample[:: -(-len(sample) // _MOST_PIXELS)]
     try:
         return Calibration(
             kind=kind,
             scores=torch.cat(scores, dim=1).numpy(),
-            peaks=torch.cat(peaks).numpy(),
             pixels=np.quantile(sample.astype(np.float64), PIXEL_LEVELS),
         )
     except ValueError as error:
@@ -92,4 +89,4 @@ def calibrate_by_folds(
 
     found = calibrate("folds", parts())
     back = np.argsort(order)
-    return dataclasses.replace(found, scores=found.scores[:, back], peaks=found.peaks[back])
+    return dataclasses.replace(found, scores=found.scores[:, back])

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from patchcore.calibration import Calibration
+from patchcore.calibration import FALSE_REJECTS, Calibration
 from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.loader import PrefetchLoader
 from patchcore.features.encoder import Encoder
 from patchcore.features.workspace import Workspace
 from patchcore.methods.calibrating import FOLDS, calibrate, calibrate_by_folds
+from patchcore.methods.judging import Judge
 from patchcore.methods.method import Method
 from patchcore.methods.sources import ImageLike, Sources, images_in, listed
 from patchcore.methods.stored_model import LoadedWeights, StoredModel, Training, write_model
@@ -275,35 +276,41 @@ class Detector(ABC):
         return self
 
     @overload
-    def predict(self, images: ImageLike, *, batch_size: int = 8) -> Result: ...
+    def predict(self, images: ImageLike, *, batch_size: int = 8, false_rejects: float = FALSE_REJECTS) -> Result: ...
 
     @overload
-    def predict(self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> list[Result]: ...
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 8, false_rejects: float = FALSE_REJECTS
+    ) -> list[Result]: ...
 
-    def predict(self, images: ImageLike | list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> Result | list[Result]:
-        """Score images; what is said of one depends on no other.
+    def predict(
+        self,
+        images: ImageLike | list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = 8,
+        false_rejects: float = FALSE_REJECTS,
+    ) -> Result | list[Result]:
+        """Score and judge images; what is said of one depends on no other.
 
         Args:
             images: the path of an image file, a Pillow image, an array (H, W, 3) uint8 of RGB pixels in [0, 255], or a
                 list of them.
             batch_size: images at a time.
+            false_rejects: share of good images that may be rejected, above 0 and below 1.
 
         Returns:
-            A `Result`, or for a list a list of them.
+            A `Result`, or for a list a list of them; with verdicts if the detector is calibrated.
 
         Raises:
             PatchCoreError: an image cannot be read, or the detector was not fitted.
-            TypeError, ValueError: an array of another type or shape.
+            TypeError, ValueError: an array of another type or shape, or a wrong rate.
         """
+        judge = Judge(calibration=self.calibration, false_rejects=false_rejects)
         sources = Sources(listed(images), self.geometry)
         if not len(sources):
             return []
         output = self.predict_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS))
-        maps = output.maps[0] if len(output.maps) == 1 else output.maps.mean(axis=0)
-        results = [
-            Result(score=float(scores.mean()), map=one, member_scores=tuple(scores.tolist()))
-            for scores, one in zip(output.scores.T, maps, strict=True)
-        ]
+        results = judge.results(output, sources.sizes, self.geometry)
         return results if isinstance(images, list | tuple) else results[0]
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcore.datasets.geometry import Geometry
-from patchcore.datasets.images import to_rgb
+from patchcore.datasets.images import read_image_size, to_rgb
 from patchcore.datasets.layout import list_images
 from patchcore.types import PatchCoreError
 
@@ -26,6 +26,7 @@ class Sources:
     def __init__(self, images: Sequence[ImageLike], geometry: Geometry) -> None:
         self._images = images
         self._geometry = geometry
+        self.sizes = [(0, 0)] * len(images)  # (width, height) of each, once it was read
         for image in images:
             if isinstance(image, Image.Image):
                 try:
@@ -43,18 +44,24 @@ class Sources:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = self._images[index]
+        image = self._open(self._images[index])
+        self.sizes[index] = image.size
+        if self._geometry.reduced_decoding and isinstance(source := self._images[index], str | Path):
+            self.sizes[index] = read_image_size(Path(source))
+        return self._geometry.image(image)
+
+    def _open(self, image: ImageLike) -> Image.Image:
         if isinstance(image, str | Path):
-            return self._geometry.read(Path(image))
+            return self._geometry.open(Path(image))
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise ValueError(
                     "an image as an array must be RGB pixels (H, W, 3) uint8 in [0, 255], got"
                     f" {image.shape} {image.dtype}"
                 )
-            return self._geometry.image(Image.fromarray(image))
+            return Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return self._geometry.image(to_rgb(image.copy(), "the image"))  # it would lose its transparency
+            return to_rgb(image.copy(), "the image")  # it would lose its transparency
         raise TypeError(
             f"an image must be a path, a Pillow image or an array (H, W, 3) uint8, got {type(image).__name__}"
         )

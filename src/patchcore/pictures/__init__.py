@@ -1,1 +1,1 @@
-"""Pictures of what a detector found: overlays and score histograms, drawn with arrays and a font."""
+"""Pictures of what a detector found: overlays, verdicts and score histograms, drawn with arrays and a font."""

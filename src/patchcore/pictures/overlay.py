@@ -17,14 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from patchcore.pictures import png
-from patchcore.pictures.heat import HEAT_COLOURS, HeatScale
-from patchcore.pictures.text import BACKGROUND, MUTED, SURFACE, TEXT, Colour, fit_text, format_number, load_font
-
-# Cyan does not occur in the heat map, and nobody confuses it with orange.
-OUTLINE: Colour = (60, 230, 255)
-
-# Opacity of the heat over the part: normal places show the part, hot ones the colour.
-_OPACITY = (255 * (0.45 + 0.45 * np.linspace(0, 1, 256))).round().astype(np.uint8)  # (256,)
+from patchcore.pictures.heat import HeatScale
+from patchcore.pictures.panels import OUTLINE, draw_colour_bar, enlarge, paste_colour, paste_heat, trace_outline
+from patchcore.pictures.text import BACKGROUND, MUTED, SURFACE, TEXT, fit_text, load_font
 
 _MIN_PANEL = 192  # px; below it neither title nor captions fit
 
@@ -91,17 +86,12 @@ def draw_overlay(
     picture = picture.convert("RGB")
     if picture.size != (layout.width, layout.height):
         picture = picture.resize((layout.width, layout.height), Image.Resampling.BICUBIC)
-    levels = _enlarge(levels, layout.factor)
-    heat, opacity = HEAT_COLOURS.take(levels, axis=0), _OPACITY.take(levels)
-
     sheet.paste(picture, layout.corners[0])
+    paste_heat(sheet, layout.corners[2], picture, enlarge(levels, layout.factor))
     if mask is not None:
-        mask = _enlarge(np.asarray(mask, dtype=bool), layout.factor)
+        mask = enlarge(np.asarray(mask, dtype=bool), layout.factor)
         sheet.paste(Image.fromarray(mask * np.uint8(255)), layout.corners[1])
-        line = _trace_outline(mask)
-        heat[line], opacity[line] = OUTLINE, 255
-    sheet.paste(picture.convert("L"), layout.corners[2])
-    sheet.paste(Image.fromarray(heat), layout.corners[2], Image.fromarray(opacity))
+        paste_colour(sheet, layout.corners[2], trace_outline(mask), OUTLINE)
     text, font = fit_text(heading, layout.heading_size, sheet.width - 2 * layout.margin)
     ImageDraw.Draw(sheet).text((layout.margin, layout.top // 2), text, font=font, fill=TEXT, anchor="lm")
     return sheet
@@ -197,39 +187,13 @@ def _draw_frame(map_height: int, map_width: int, scale: HeatScale, has_mask: boo
     draw = ImageDraw.Draw(sheet)
     font = load_font(layout.caption_size)
     middle = layout.top + layout.height + layout.bottom // 2
-    for (left, _), caption in zip(layout.corners, ("image", "ground truth", "heat map"), strict=True):
+    for (left, _), caption in zip(layout.corners, ("image", "ground truth"), strict=False):
         draw.text((left, middle), caption, font=font, fill=MUTED, anchor="lm")
     if not has_mask:
         left, top = layout.corners[1]
         draw.rectangle((left, top, left + layout.width - 1, top + layout.height - 1), fill=SURFACE)
         centre = (left + layout.width // 2, top + layout.height // 2)
         draw.text(centre, "no mask", font=font, fill=MUTED, anchor="mm")
-
-    # The colour bar fills what the caption and the two numbers leave of the strip below the heat map.
-    space = layout.gap
-    left = layout.corners[2][0] + math.ceil(font.getlength("heat map")) + 2 * space
-    right = layout.corners[2][0] + layout.width
-    draw.text((left, middle), format_number(scale.low), font=font, fill=MUTED, anchor="lm")
-    draw.text((right, middle), format_number(scale.high), font=font, fill=MUTED, anchor="rm")
-    left += math.ceil(font.getlength(format_number(scale.low))) + space
-    right -= math.ceil(font.getlength(format_number(scale.high))) + space
-    if right > left:
-        thickness = round(8 * layout.unit)
-        bar = Image.fromarray(HEAT_COLOURS[None]).resize((right - left, thickness), Image.Resampling.BILINEAR)
-        sheet.paste(bar, (left, middle - thickness // 2))
+    left = layout.corners[2][0]
+    draw_colour_bar(sheet, "heat map", scale, left=left, right=left + layout.width, middle=middle, unit=layout.unit)
     return sheet
-
-
-def _enlarge(pixels: NDArray, factor: int) -> NDArray:
-    """(H, W) -> (H * factor, W * factor), every pixel a square."""
-    return pixels if factor == 1 else pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _trace_outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the pixels next to the regions of the mask, outside of them, so that no pixel of a defect is hidden."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown & ~mask

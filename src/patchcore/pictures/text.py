@@ -36,6 +36,22 @@ def fit_text(text: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeF
     return _shorten(text, kept), font
 
 
+def fit_lines(text: str, size: int, width: int, most: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """Return the text on at most `most` lines of `width` px, each with its font and shortened as `fit_text` does.
+
+    Lines end at line breaks; while there is room for another line, one that is too wide also ends at the last space
+    that lets it fit.
+    """
+    lines = text.split("\n", most - 1)
+    while len(lines) < most:
+        line, font = _make_legible(lines[-1], size)
+        spaces = [at for at, character in enumerate(line) if character == " " and font.getlength(line[:at]) <= width]
+        if font.getlength(line) <= width or not spaces:
+            break
+        lines[-1:] = lines[-1][: spaces[-1]], lines[-1][spaces[-1] + 1 :]
+    return [fit_text(line, size, width) for line in lines]
+
+
 def format_number(value: float) -> str:
     """Write three significant digits, all digits of thousands, and powers of ten as in 1.5e-7."""
     if value == 0 or 1e-3 <= abs(value) < 9999.5:
