@@ -42,6 +42,8 @@ CACHED_SHARE = "cached_share"
 TRAIN_IMAGES = "train_images"
 TEST_IMAGES = "test_images"
 
+NOTHING_TO_MEASURE = "no test images: nothing to measure"  # what is said of a row with no TEST_IMAGES
+
 DEFECT_TYPE = "defect_type"
 IMAGES = "images"
 

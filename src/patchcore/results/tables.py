@@ -125,13 +125,26 @@ def read_defect_types(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def format_results(rows: Rows) -> str:
-    """The closing table of a run for the terminal, a line per category and the mean."""
+    """The closing table of a run for the terminal, a line per category and the mean.
+
+    A category without test images has dashes, and a line below the table that says so.
+    """
     mean = mean_row(rows)
     decimals = {column: 4 if column in columns.METRICS else 1 for column in _HEADINGS if column in mean}
     lines = [["category", *(_HEADINGS[column] for column in decimals)]]
     for name, row in ({**rows, columns.MEAN: mean} if len(rows) > 1 else rows).items():
-        lines.append([name, *(f"{row.get(column, math.nan):.{places}f}" for column, places in decimals.items())])
-    return align_columns(lines)
+        lines.append([name, *(_cell(row, column, places) for column, places in decimals.items())])
+    unmeasured = [f"{name}: {columns.NOTHING_TO_MEASURE}" for name, row in rows.items() if not _was_tested(row)]
+    return "\n".join([align_columns(lines), *unmeasured])
+
+
+def _cell(row: Mapping[str, float], column: str, places: int) -> str:
+    number = row.get(column, math.nan)
+    return "-" if math.isnan(number) and not _was_tested(row) else f"{number:.{places}f}"
+
+
+def _was_tested(row: Mapping[str, float]) -> bool:
+    return row.get(columns.TEST_IMAGES) != 0
 
 
 def align_columns(lines: Sequence[Sequence[str]]) -> str:
