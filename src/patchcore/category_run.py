@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from patchcore import evaluation, metrics
 from patchcore.config import DatasetConfig, RunConfig
+from patchcore.datasets.find import find_test, find_training
 from patchcore.datasets.geometry import load_masks
-from patchcore.datasets.layout import scan_category, split_train
+from patchcore.datasets.layout import split_train
 from patchcore.datasets.loader import VIEWS, ImageDataset, PrefetchLoader
 from patchcore.features.cache import FeatureCache
 from patchcore.features.workspace import Workspace
@@ -37,7 +39,7 @@ from patchcore.system.devices import peak_gpu_mib, reset_peak_gpu
 from patchcore.system.files import atomic_write
 from patchcore.system.memory import peak_host_mib
 from patchcore.system.timing import StageTimer, progress_bar
-from patchcore.types import Output, Predictions, Sample
+from patchcore.types import Output, PatchCoreError, Predictions, Sample
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +72,42 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """The images of one category, split; `row` names it in the results."""
+    """The images of one category, split; `row` names it in the results.
+
+    `unlabelled` counts the images beside the test images of which nothing says whether they are good.
+    """
 
     name: str
     row: str
     train: Sequence[Sample]
     held_out: Sequence[Sample]
     test: Sequence[Sample]
+    unlabelled: int = 0
 
 
-def scan(dataset: DatasetConfig, name: str, seed: int) -> Category:
-    """Find and split the images of a category; the seed decides which are held out."""
-    train, test = scan_category(dataset.path, name)
-    train, held_out = split_train(train, dataset.train_val_split, np.random.default_rng(seed))
-    return Category(name=name, row=row_name(dataset.name, name), train=train, held_out=held_out, test=test)
+def scan(dataset: DatasetConfig, name: str, seed: int, *, training: bool) -> Category:
+    """Find and split the images of a category; the seed decides which are held out.
+
+    An evaluation of stored models needs test images, and looks at no other.
+    """
+    train: list[Sample] = []
+    held_out: list[Sample] = []
+    if training:
+        train, held_out = split_train(
+            find_training(dataset, name), dataset.train_val_split, np.random.default_rng(seed)
+        )
+    test, unlabelled = find_test(dataset, name)
+    if not (test or training):
+        kind = "test images with a label" if unlabelled else "test images"
+        raise PatchCoreError(f"{name}: no {kind} in {dataset.root}: nothing to evaluate")
+    return Category(
+        name=name,
+        row=row_name(dataset.name, name),
+        train=train,
+        held_out=held_out,
+        test=test,
+        unlabelled=unlabelled,
+    )
 
 
 @dataclass
@@ -108,22 +132,25 @@ class CategoryRun:
         log.info(
             "%s: %s images", category.name, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         )
+        if category.unlabelled:
+            log.warning(
+                "%s: images directly in the folder test (%d) have no label: not measured, but predict judges them",
+                category.name,
+                category.unlabelled,
+            )
         reset_peak_gpu(workspace.device)
         if workspace.cache is not None:
             workspace.cache.take_counts()  # those of a category that failed
         detector = self.job.detector(category.name, self.dataset)
         masks = load_masks(category.test, detector.geometry)  # before the training, lest a bad one be found after it
         costs = {} if self.job.models else self._fit(detector)
-        pictures: list[NDArray[np.uint8]] | None = [] if self.config.save_segmentation_images else None
-        output, prediction_costs = self._predict(detector, category.test, "testing", pictures)
-        costs |= prediction_costs | detector.costs()
-        predictions = evaluation.predictions_of(output, category.test, masks)
-        del output  # the maps of every member of an ensemble
-        verdict = None
-        if category.held_out:
-            held_out, _ = self._predict(detector, category.held_out, "held out", None)
-            verdict = derive_verdict(predictions.raw_scores, held_out.scores)
-        quality = self._measure_and_write(predictions, verdict, pictures)
+        quality = dict.fromkeys(columns.METRICS, math.nan)
+        if category.test:
+            quality, prediction_costs = self._test(detector, masks)
+            costs |= prediction_costs
+        else:
+            log.info("%s: %s", category.name, columns.NOTHING_TO_MEASURE)
+        costs |= detector.costs()
         if self.config.save_model and not self.job.models:
             target = self.folder.models / category.row
             detector.save(target)
@@ -138,6 +165,19 @@ class CategoryRun:
             raise ValueError(f"the method gives a cost {taken.pop()}, a name that the results have already")
         self.row = quality | costs | {columns.TEST_IMAGES: len(category.test)}
         return self
+
+    def _test(self, detector: Detector, masks: NDArray[np.bool_] | None) -> tuple[dict[str, float], dict[str, float]]:
+        """Score the test images and write what is asked for of them; returns the metrics, and what scoring took."""
+        category = self.category
+        pictures: list[NDArray[np.uint8]] | None = [] if self.config.save_segmentation_images else None
+        output, costs = self._predict(detector, category.test, "testing", pictures)
+        predictions = evaluation.predictions_of(output, category.test, masks)
+        del output  # the maps of every member of an ensemble
+        verdict = None
+        if category.held_out:
+            held_out, _ = self._predict(detector, category.held_out, "held out", None)
+            verdict = derive_verdict(predictions.raw_scores, held_out.scores)
+        return self._measure_and_write(predictions, verdict, pictures), costs
 
     def _fit(self, detector: Detector) -> dict[str, float]:
         """Fit the detector; returns the seconds that it took, in all and by stage."""
@@ -208,7 +248,7 @@ class CategoryRun:
     def _write_scores(self, predictions: Predictions, normalised: NDArray[np.float64], verdict: Verdict | None) -> None:
         """Write the scores, a picture of their distribution, and what a comparison needs of the maps."""
         row = self.category.row
-        write_scores(self.folder.scores(row), predictions, normalised, root=self.dataset.path, verdict=verdict)
+        write_scores(self.folder.scores(row), predictions, normalised, root=self.dataset.root, verdict=verdict)
         single = len(predictions.raw_scores) == 1  # the threshold of an ensemble is in units of its own
         picture = draw_histogram(
             predictions.scores,
@@ -229,7 +269,7 @@ class CategoryRun:
         scale = HeatScale.of(predictions.maps)
         raw = predictions.raw_scores.mean(axis=0)
         paths = [
-            self.folder.overlay(self.category.row, sample.path.relative_to(self.dataset.path).as_posix(), score)
+            self.folder.overlay(self.category.row, sample.path.relative_to(self.dataset.root).as_posix(), score)
             for sample, score in zip(predictions.samples, normalised, strict=True)
         ]
 
