@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.machine import Floors
 from patchcore.datasets.geometry import Geometry
-from patchcore.datasets.layout import scan_category
+from patchcore.datasets.layout import scan_test, scan_train
 from patchcore.datasets.loader import VIEWS, ImageDataset
 from patchcore.features.workspace import Workspace
 from patchcore.methods.patchcore.config import PatchCoreConfig
@@ -83,7 +83,7 @@ class Inputs:
 
     @cached_property
     def _samples(self) -> tuple[list, list]:
-        return scan_category(self.settings.data, CATEGORY)
+        return scan_train(self.settings.data, CATEGORY), scan_test(self.settings.data, CATEGORY)[0]
 
     def images(self, count: int, *, test: bool = False) -> Tensor:
         """(count, 3, 224, 224) uint8 images of good parts, or with `test` of good and faulty ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,16 @@ class Shell:
             code = int(stop.code or 0)
         captured = self._capsys.readouterr()
         return Ended(code, captured.out, captured.err)
+
+
+def scores_without_verdict(path: Path) -> list[dict[str, str]]:
+    """The lines of a scores CSV as text, without what the held-out images of a training say of them."""
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    return [
+        {name: cell for name, cell in line.items() if name not in ("decision_value", "rejected", "p_value")}
+        for line in lines
+    ]
 
 
 def patchcore_args(

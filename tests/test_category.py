@@ -11,7 +11,7 @@ from PIL import Image
 
 from image_files import one_line, sample, write_image, write_noise, write_plates
 from patchcore.datasets.geometry import Geometry, load_masks
-from patchcore.datasets.layout import scan_category, split_train
+from patchcore.datasets.layout import scan_test, split_train
 from patchcore.types import PatchCoreError, Sample
 
 GEOMETRY = Geometry(resize=12, imagesize=8)
@@ -90,14 +90,14 @@ def test_masks_of_good_images_alone_are_empty(noisy: list[Sample]) -> None:
 
 
 def test_one_missing_mask_leaves_all_undefined(plates: Path) -> None:
-    _, test = scan_category(plates, "plate")
+    test, _ = scan_test(plates, "plate")
     bare = Sample(path=test[1].path, category="plate", split="test", defect="scratches")
     assert load_masks([*test, bare], GEOMETRY) is None
 
 
 def test_mask_of_another_size_than_its_image(plates: Path) -> None:
     path = write_image(plates / "plate" / "ground_truth" / "scratches" / "001_mask.png", size=(4, 6))
-    _, test = scan_category(plates, "plate")
+    test, _ = scan_test(plates, "plate")
     with pytest.raises(PatchCoreError, match=r"is 4x6, but its image .*001\.png is 6x4") as error:
         load_masks(test, GEOMETRY)
     assert str(path) in one_line(error)

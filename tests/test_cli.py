@@ -405,7 +405,7 @@ def test_parts_without_masks_get_image_metrics_and_overlays(run, own_parts):
     shutil.rmtree(own_parts / "metal_plate" / "ground_truth")
     ended, folder = run(data=own_parts, run=("--save_segmentation_images",))
     assert ended.code == 0
-    assert "no ground_truth folder" in ended.err
+    assert "no ground-truth masks" in ended.err
     row = row_of(folder)
     assert 0 <= row["instance_auroc"] <= 1
     assert np.isnan([row["full_pixel_auroc"], row["anomaly_pixel_auroc"], row["aupro"]]).all()

@@ -97,6 +97,31 @@ def test_methods_of_the_same_settings_and_name_are_told_apart(tmp_path):
     assert [one.name for one in study.contenders] == [f"{BANK}, method=bank", f"{BANK}, method=other"]
 
 
+def test_stored_models_trained_on_other_shares_are_columns_of_their_own(tmp_path):
+    for share in (0.5, 1.0):
+        config = stored(folder=f"elsewhere {share}")
+        models = {name: {**model, "train_val_split": share} for name, model in config["models"].items()}
+        write_run(tmp_path / f"share {share}", config={**config, "models": models})
+    (study,), _ = compared(tmp_path)
+    assert [one.name for one in study.contenders] == [
+        f"{BANK}, stored, train_val_split={share}" for share in (0.5, 1.0)
+    ]
+
+
+def test_a_run_without_test_images_is_named_and_left_out(tmp_path):
+    tested = {"all tested": (), "one tested": ("mpdd_bracket",), "none tested": ("mpdd_bracket", "mpdd_plate")}
+    for seed, (name, untested) in enumerate(tested.items()):
+        folder = write_run(tmp_path / name, seed=seed)
+        config = read_config(folder / "config.yaml")
+        for row in untested:
+            config["test_set"][row] = {"images": 0, "fingerprint": "of none"}
+        write_yaml(folder / "config.yaml", config)
+    (study,), problems = compared(tmp_path)
+    assert seeds_of(study) == {BANK: {"plate": ["all tested", "one tested"], "bracket": ["all tested"]}}
+    reason = "no test images: nothing to compare"
+    assert problems == {"none tested": reason, "one tested, mpdd_bracket": reason}
+
+
 def test_a_repeated_seed_counts_once_and_the_later_run_stands(tmp_path):
     for name in ("run", "run_2", "run_10"):
         write_run(tmp_path / name)

@@ -94,7 +94,7 @@ def test_metrics_and_what_a_threshold_does_by_hand():
     [
         (("good",) * 4, MASKS, "all test images are good", "instance_auroc"),
         (("rust",) * 4, MASKS, "all test images are defective", "instance_auroc"),
-        (DEFECTS, None, "no ground_truth folder", "full_pixel_auroc"),
+        (DEFECTS, None, "no ground-truth masks", "full_pixel_auroc"),
         (DEFECTS, np.zeros_like(MASKS), "no defect pixel in the test masks", "full_pixel_auroc"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,13 @@ from PIL import Image
 
 from brightness_method import METHOD, Brightness, BrightnessConfig
 from patchcore.category_run import Job
+from patchcore.comparison.runs import find_runs
 from patchcore.config import DatasetConfig, RunConfig
 from patchcore.experiment import Summary, run_experiment
 from patchcore.features.workspace import Workspace
 from patchcore.methods.stored_model import read_model
+from patchcore.results.columns import METRICS
+from patchcore.results.tables import read_defect_types, read_results
 from patchcore.types import PatchCoreError
 
 SIDE = 64
@@ -150,6 +155,60 @@ def test_models_of_different_configurations_have_no_name(run, tmp_path):
     config = yaml.safe_load(summary.folder.config.read_text())
     assert config["method"]["short_name"] == ""
     assert config["settings_by_category"] == {"plate": {"factor": 1.0}, "lamp": {"factor": 3.0}}
+
+
+EVERYTHING = {"save_model": True, "save_segmentation_images": True, "save_anomaly_scores": True}
+
+
+def test_a_category_without_test_images_is_trained_and_stored(run, data, caplog):
+    shutil.rmtree(data / "plate" / "test")
+    caplog.set_level(logging.INFO)
+    summary = run(**EVERYTHING)
+    assert not summary.failures
+    assert [text for text in caplog.messages if "nothing to measure" in text] == [
+        "plate: no test images: nothing to measure"
+    ]
+    folder, rows = summary.folder, read_results(summary.folder.results)
+    assert (folder.models / "mpdd_plate" / "model.json").is_file()
+    assert all(math.isnan(rows["mpdd_plate"][metric]) for metric in METRICS)
+    assert all(rows["mpdd_lamp"][metric] == rows["Mean"][metric] for metric in METRICS)
+    assert (rows["mpdd_plate"]["test_images"], rows["mpdd_plate"]["train_images"]) == (0, 4)
+    assert list(read_defect_types(folder.defect_types)) == ["mpdd_lamp"]
+    assert {path.stem for path in folder.overlays.iterdir()} == {"mpdd_lamp"}
+    assert {path.name for path in (folder.path / "anomaly_scores").iterdir()} == {
+        *("mpdd_lamp.csv", "mpdd_lamp.png", "mpdd_lamp_pixels.npz"),
+    }
+    assert list(summary.highest) == ["mpdd_lamp"]
+
+
+@pytest.mark.parametrize("missing", ["good", "spot"])
+def test_test_images_of_one_kind_only_are_scored_and_compared(run, data, missing):
+    shutil.rmtree(data / "plate" / "test" / missing)
+    summary = run(**EVERYTHING, categories=("plate",))
+    assert not summary.failures
+    row = summary.rows["mpdd_plate"]
+    assert math.isnan(row["instance_auroc"])
+    assert math.isnan(row["full_pixel_auroc"]) == (missing == "spot")
+    assert row["test_images"] == 3
+    (read,), problems = find_runs(summary.folder.path)
+    assert problems == {}
+    assert read.scores["mpdd_plate"].labels.tolist() == [missing == "good"] * 3
+    assert read.pixel_pairs["mpdd_plate"].won.shape == (3 if missing == "good" else 0, 3)
+
+
+def test_unlabelled_test_images_are_counted_but_not_measured(run, data, caplog):
+    labelled = run(categories=("plate",), log_group="labelled")
+    for name in ("0.png", "1.png"):
+        shutil.copy(data / "plate" / "test" / "spot" / name, data / "plate" / "test" / name)
+    summary = run(categories=("plate",))
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == (
+        "plate: images directly in the folder test (2) have no label: not measured, but predict judges them"
+    )
+    rows = [one.rows["mpdd_plate"] for one in (labelled, summary)]
+    assert all(rows[0][metric] == rows[1][metric] for metric in (*METRICS, "test_images"))
+    configs = [yaml.safe_load(one.folder.config.read_text()) for one in (labelled, summary)]
+    assert configs[0]["test_set"] == configs[1]["test_set"]
 
 
 def test_memory_is_said_before_the_training(run, monkeypatch, caplog):

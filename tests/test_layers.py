@@ -20,7 +20,7 @@ FLOORS = [
     {"metrics", "scoring", "regions", "calibration", "pictures", "backbones", "datasets", "synthetic"},
     {"features"},
     {"methods", "results"},
-    {"evaluation", "provenance"},
+    {"evaluation", "provenance", "suspects"},
     {"category_run"},
     {"experiment", "comparison"},
     {"cli"},

@@ -14,8 +14,12 @@ from golden import DATA
 from image_files import one_line, write_category, write_plates
 from patchcore.datasets.geometry import Geometry, load_masks
 from patchcore.datasets.images import load_image
-from patchcore.datasets.layout import scan_category
-from patchcore.types import PatchCoreError
+from patchcore.datasets.layout import scan_test, scan_train
+from patchcore.types import PatchCoreError, Sample
+
+
+def scan_category(root: Path, category: str) -> tuple[list[Sample], list[Sample]]:
+    return scan_train(root, category), scan_test(root, category)[0]
 
 
 @pytest.fixture
@@ -161,6 +165,12 @@ def test_near_miss_of_a_category(plates: Path, category: str) -> None:
     assert message.endswith("did you mean 'plate'? those there: plate, tubes")
 
 
+def test_a_category_without_training_images_is_suggested(plates: Path) -> None:
+    write_category(plates, "tubes/test/good/0.png")
+    with pytest.raises(PatchCoreError, match="did you mean 'tubes'"):
+        scan_test(plates, "tube")
+
+
 @pytest.mark.parametrize("category", ["gear wheel", "", ".", "..", "plate/train"])
 def test_missing_category(plates: Path, category: str) -> None:
     with pytest.raises(PatchCoreError, match=r"no category .*those there: plate$") as error:
@@ -185,18 +195,28 @@ def remove_images(folder: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize(
-    ("folder", "expected"),
-    [
-        ("train", r"no folder .*good: expected the good images"),
-        ("test", r"no folder .*test: expected a folder"),
-    ],
-)
-def test_missing_folder(plates: Path, folder: str, expected: str) -> None:
-    (plates / "plate" / folder).rename(plates / "elsewhere")
-    with pytest.raises(PatchCoreError, match=expected) as error:
-        scan_category(plates, "plate")
+def test_training_images_are_needed_to_train_only(plates: Path) -> None:
+    before = scan_test(plates, "plate")
+    (plates / "plate" / "train").rename(plates / "elsewhere")
+    with pytest.raises(PatchCoreError, match=r"no folder .*good: expected the good images") as error:
+        scan_train(plates, "plate")
     one_line(error)
+    assert scan_test(plates, "plate") == before
+
+
+def test_without_the_folder_test_there_are_no_test_images(plates: Path) -> None:
+    (plates / "plate" / "test").rename(plates / "elsewhere")
+    assert len(scan_train(plates, "plate")) == 2
+    assert scan_test(plates, "plate") == ([], 0)
+
+
+def test_images_directly_in_test_have_no_label(plates: Path) -> None:
+    labelled, _ = scan_test(plates, "plate")
+    write_category(plates, "plate/test/new.png", "plate/test/newer.png")
+    assert scan_test(plates, "plate") == (labelled, 2)
+    for folder in ("good", "scratches"):
+        remove_images(plates / "plate" / "test" / folder)
+    assert scan_test(plates, "plate") == ([], 2)
 
 
 @pytest.mark.parametrize("folder", ["train/good", "test"])

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import older_formats
-from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore
+from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore, scores_without_verdict
 from patchcore.backbones.build import load_backbone
 from patchcore.results.tables import read_results
 
@@ -24,6 +24,7 @@ COSTS = (
     "peak_",
     "model_mib",
 )  # columns that differ from run to run, or are of training
+OF_HELD_OUT = ("threshold", "defects_caught", "false_rejects")  # columns of a training alone
 
 # An ensemble of three networks, each with its own layers.
 ENSEMBLE = (
@@ -86,12 +87,16 @@ def each(run):
 
 
 def scores_of(folder, row):
-    return (folder / "anomaly_scores" / f"{row}.csv").read_text()
+    return scores_without_verdict(folder / "anomaly_scores" / f"{row}.csv")
 
 
 def metrics_of(folder):
     return {
-        row: {name: value for name, value in columns.items() if not any(cost in name for cost in COSTS)}
+        row: {
+            name: value
+            for name, value in columns.items()
+            if name not in OF_HELD_OUT and not any(cost in name for cost in COSTS)
+        }
         for row, columns in read_results(folder / "results.csv").items()
     }
 
@@ -120,15 +125,32 @@ def test_the_numbers_are_those_of_the_run_to_the_last_digit(train, evaluate, pat
     assert_same_numbers(run, evaluation)
 
 
-def test_geometry_comes_from_the_model_and_the_split_with_its_seed(train, evaluate):
+def test_geometry_comes_from_the_model_and_no_image_is_held_out(train, evaluate):
     run = train("--seed", 7, dataset=(*SMALL, "--train_val_split", "0.5"))
     ended, evaluation = evaluate(*each(run))
     assert ended.code == 0, ended.err
-    assert "threshold" in metrics_of(run)["mpdd_metal_plate"]
     assert_same_numbers(run, evaluation)
+    assert "threshold" in read_results(run / "results.csv")["mpdd_metal_plate"]
+    assert "threshold" not in read_results(evaluation / "results.csv")["mpdd_metal_plate"]
     settings = yaml.safe_load((evaluation / "config.yaml").read_text())
-    assert settings["run"]["seed"] == 7
-    assert [settings["dataset"][name] for name in ("resize", "imagesize", "train_val_split")] == [96, 64, 0.5]
+    assert [settings["dataset"][name] for name in ("resize", "imagesize")] == [96, 64]
+    assert [settings["models"]["metal_plate"][name] for name in ("seed", "train_val_split")] == [7, 0.5]
+
+
+def test_an_evaluation_reads_test_images_only(session_run, evaluate, parts, tmp_path):
+    tested = shutil.copytree(parts, tmp_path / "tested", ignore=shutil.ignore_patterns("train"))
+    ended, evaluation = evaluate(*each(session_run), data=tested)
+    assert ended.code == 0, ended.err
+    assert_same_numbers(session_run, evaluation)
+    assert "metal_plate: 11 test images" in ended.err
+    for category in BOTH[1::2]:
+        shutil.rmtree(tested / category / "test")
+        (tested / category / "test").mkdir()
+        shutil.copy(next((parts / category / "test" / "good").iterdir()), tested / category / "test")
+    ended, folder = evaluate(*each(session_run), data=tested, run=("--log_group", "none"))
+    assert (ended.code, folder) == (1, evaluation)
+    message = f"error: metal_plate: no test images with a label in {tested}: nothing to evaluate"
+    assert ended.err.splitlines()[-1] == message
 
 
 def test_an_evaluation_leaves_what_a_run_leaves_but_models(session_run, evaluate):
@@ -263,7 +285,8 @@ def test_a_folder_of_weights_is_refused_where_none_are_read_but_not_if_the_envir
 REFUSED = {
     "resize": ({"dataset": ("--resize", "80", *BOTH)}, ("--resize 80", "--resize 96")),
     "imagesize": ({"dataset": ("--imagesize", "80", *BOTH)}, ("--imagesize 80", "--imagesize 64")),
-    "split": ({"dataset": ("--train_val_split", "0.5", *BOTH)}, ("--train_val_split 0.5", "--train_val_split 1.0")),
+    "split": ({"dataset": ("--train_val_split", "0.5", *BOTH)}, ("--train_val_split", "not trained again")),
+    "good": ({"dataset": ("--good", "photos", *BOTH)}, ("--good", "--bad are images to test on")),
     "decoding": ({"dataset": ("--reduced_decoding", *BOTH)}, ("--reduced_decoding", "with no --reduced_decoding")),
     "augment": ({"dataset": ("--augment", *BOTH)}, ("--augment", "not trained again")),
     "repeated category": ({"dataset": ("-d", "metal_plate", "-d", "metal_plate")}, ("every category once",)),
@@ -283,14 +306,11 @@ def test_what_contradicts_the_models_is_a_usage_error_with_both_values(session_r
     assert folder is None
 
 
-def test_the_seed_may_differ_only_where_it_decides_nothing(train, session_run, evaluate):
-    ended, _ = evaluate(*each(session_run), run=("--seed", 9))
+def test_the_seed_of_an_evaluation_decides_nothing(train, evaluate):
+    run = train("--seed", 7, dataset=(*SMALL, "--train_val_split", "0.5"))
+    ended, evaluation = evaluate(*each(run), run=("--seed", 9))
     assert ended.code == 0, ended.err
-    run = train("--seed", 7, dataset=(*SMALL, "--train_val_split", "0.5"), group="split")
-    ended, _ = evaluate(*each(run), run=("--seed", 9))
-    assert ended.code == 2
-    assert "--seed 9 contradicts" in ended.err
-    assert "--seed 7" in ended.err
+    assert_same_numbers(run, evaluation)
 
 
 @pytest.mark.parametrize(("models", "categories"), [(2, 1), (3, 2)])

@@ -212,11 +212,12 @@ def test_a_loader_offers_what_may_be_chosen_anew(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_images_of_an_evaluation_have_all_options_but_augment(name):
+def test_the_images_of_an_evaluation_have_all_options_but_those_of_a_training(name):
     params = {param.name: param for param in EVALUATION[name].commands["dataset"].params}
-    assert params.pop("augment").hidden
-    assert set(params) == {field.name for field in dataclasses.fields(DatasetConfig)} - {"augment"}
-    for setting_of_the_models in ("resize", "imagesize", "train_val_split", "reduced_decoding"):
+    assert set(params) == {field.name for field in dataclasses.fields(DatasetConfig)}
+    for of_a_training in ("augment", "good", "train_val_split"):
+        assert params.pop(of_a_training).hidden
+    for setting_of_the_models in ("resize", "imagesize", "reduced_decoding"):
         assert params[setting_of_the_models].default is None
         assert "[default: that of the models]" in params[setting_of_the_models].help
     assert params["batch_size"].default == 8
@@ -243,13 +244,13 @@ def test_a_command_line_without_options_gives_the_configurations_defaults(monkey
     assert from_plain(DatasetConfig, {**images, "resize": 256, "imagesize": 224}) == expected
 
 
-# Every option of version 0.1, so that its command lines go on to run.
+# Every option of version 0.1, so that its command lines go on to run, and those that came since.
 RUN = "--gpu --seed --log_group --log_project --save_segmentation_images --save_anomaly_scores --resume --feature_cache"
 RUN += " --feature_cache_gib --debug"
 IMAGES = "--subdatasets -d --batch_size --num_workers --resize --imagesize --train_val_split --augment"
-IMAGES += " --reduced_decoding"
+IMAGES += " --reduced_decoding --good --bad --masks"
 SCORING = "--density --position_score --scale_weighting --image_score --top_share"
-VERSION_0_1 = {
+OPTIONS = {
     (run_patchcore, ""): f"{RUN} --save_patchcore_model",
     (run_patchcore, "patch_core"): "--backbone_names -b --layers_to_extract_from -le --pretrain_embed_dimension"
     " --target_embed_dimension --patchsize --anomaly_scorer_num_nn --faiss_on_gpu --faiss_num_workers --precision"
@@ -272,11 +273,11 @@ VERSION_0_1 = {
 }
 
 
-@pytest.mark.parametrize(("command", "stage"), VERSION_0_1)
-def test_the_options_of_version_0_1_are_there_and_no_others(command, stage):
+@pytest.mark.parametrize(("command", "stage"), OPTIONS)
+def test_the_options_that_are_known_are_there_and_no_others(command, stage):
     params = (command.commands[stage] if stage else command).params
     options = [flag for param in params if isinstance(param, click.Option) for flag in param.opts]
-    expected = [*VERSION_0_1[command, stage].split(), *([] if stage else ["--version"])]
+    expected = [*OPTIONS[command, stage].split(), *([] if stage else ["--version"])]
     assert sorted(options) == sorted(expected)
 
 
@@ -284,7 +285,7 @@ def test_the_options_of_version_0_1_are_there_and_no_others(command, stage):
 def test_the_data_is_called_data_path(command, shell):
     ended = shell(command, "dataset", "--help")
     assert ended.code == 0
-    assert "[OPTIONS] {mpdd|mvtec} DATA_PATH" in " ".join(ended.out.split())
+    assert "[OPTIONS] {mpdd|mvtec|folder} [DATA_PATH]" in " ".join(ended.out.split())
     assert "DATA_PATH holds a folder per category" in " ".join(ended.out.split())
 
 

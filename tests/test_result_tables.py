@@ -225,6 +225,20 @@ def test_the_closing_table_by_hand():
     assert "Mean" not in format_results({"mpdd_a": rows["mpdd_a"]})
 
 
+def test_a_category_without_test_images_says_so_in_words():
+    tested = {**dict.fromkeys(METRICS, 0.5), "fit_seconds": 1.0, "ms_per_image": 10.25, "test_images": 3}
+    untested = {**dict.fromkeys(METRICS, math.nan), "fit_seconds": 3.0, "test_images": 0}
+    assert format_results({"mpdd_a": tested, "mpdd_b": untested}).splitlines() == [
+        "category  image AUROC  pixel AUROC  pixel AUROC defective   AUPRO  training s  ms/image",
+        "mpdd_a         0.5000       0.5000                 0.5000  0.5000         1.0      10.2",
+        "mpdd_b              -            -                      -       -         3.0         -",
+        "Mean           0.5000       0.5000                 0.5000  0.5000         2.0      10.2",
+        "mpdd_b: no test images: nothing to measure",
+    ]
+    lines = format_results({"mpdd_b": untested, "mpdd_c": untested}).splitlines()
+    assert lines[3].split() == ["Mean", "-", "-", "-", "-", "3.0"]
+
+
 def test_the_columns_of_stages_name_their_stage():
     assert stage_of(stage_ms_per_image("search")) == "search"
     assert stage_of("ms_per_image") is None

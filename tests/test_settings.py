@@ -245,7 +245,7 @@ BANK = {"backbones": ("a",), "layers": (("1",),)}
         (RunConfig, {**RUN, "log_group": "a/b"}, "--log_group must be the name of a folder, got 'a/b'"),
         (RunConfig, {**RUN, "log_project": ".."}, "--log_project must be the name of a folder, got '..'"),
         (RunConfig, {**RUN, "log_project": ""}, "--log_project must be the name of a folder, got ''"),
-        (DatasetConfig, {**IMAGES, "name": "mppd"}, "name must be one of mpdd, mvtec, got 'mppd'"),
+        (DatasetConfig, {**IMAGES, "name": "mppd"}, "name must be one of mpdd, mvtec, folder, got 'mppd'"),
         (DatasetConfig, {**IMAGES, "categories": ()}, "at least one category is needed: -d NAME"),
         (DatasetConfig, {**IMAGES, "categories": ("b", "a", "b")}, "every category once, got more of b"),
         (DatasetConfig, {**IMAGES, "imagesize": 65}, "--imagesize 65 must be at most --resize 64"),

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FALSE_REJECTS = 0.05
+from patchcore.config import FALSE_REJECTS
+
+SUSPICIOUS = 3.5  # outlyingness, after Iglewicz and Hoaglin (1993)
 KINDS = ("leave_one_out", "folds", "held_out", "good_images")
 
 # Shares of the pixels of good images that lie at or below the stored values.
@@ -104,9 +106,24 @@ class Calibration:
 
     @property
     def heat_ends(self) -> tuple[float, float]:
-        """The ends of a colour scale, of good images alone: the median pixel is dark, the pixel threshold the middle."""
+        """The ends of a colour scale, of good images alone: the median is dark, the pixel threshold the middle."""
         low = float(self.pixels[PIXEL_LEVELS.index(0.5)])
         return low, low + 2 * (self.pixel_threshold - low)
+
+    def outlyingness(self) -> NDArray[np.float64]:
+        """How far every calibration image stands above the others, (n,): the modified z-score, of members their mean.
+
+        It is the distance from the median in units of the median absolute deviation, scaled to the standard deviation
+        of a normal distribution: unlike mean and deviation, these two are not moved by the images that are looked for.
+        """
+        centred = self.scores - np.median(self.scores, axis=1, keepdims=True)
+        spread = 1.4826 * np.median(np.abs(centred), axis=1, keepdims=True)
+        return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0).mean(axis=0)
+
+    def suspects(self) -> list[int]:
+        """The numbers of the calibration images whose `outlyingness` is above SUSPICIOUS, the most suspicious first."""
+        outlyingness = self.outlyingness()
+        return [int(i) for i in np.argsort(-outlyingness, kind="stable") if outlyingness[i] > SUSPICIOUS]
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
         """How probable it is that a good image is at least as anomalous; never below 1 / (n + 1).

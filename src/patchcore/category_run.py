@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,10 @@ from torch import Tensor
 
 from patchcore import evaluation, metrics
 from patchcore.calibration import Verdict
-from patchcore.config import DatasetConfig, RunConfig
+from patchcore.config import CALIBRATION_FOLDS, DatasetConfig, RunConfig
+from patchcore.datasets.find import find_test, find_training
 from patchcore.datasets.geometry import load_masks
-from patchcore.datasets.layout import scan_category, split_train
+from patchcore.datasets.layout import split_train
 from patchcore.datasets.loader import VIEWS, ImageDataset, PrefetchLoader
 from patchcore.features.cache import FeatureCache
 from patchcore.features.workspace import Workspace
@@ -34,11 +37,12 @@ from patchcore.results import columns
 from patchcore.results.config_file import row_name
 from patchcore.results.run_folder import RunFolder
 from patchcore.results.scores import write_pixel_pairs, write_scores
+from patchcore.suspects import report_suspects
 from patchcore.system.devices import peak_gpu_mib, reset_peak_gpu
 from patchcore.system.files import atomic_write
 from patchcore.system.memory import peak_host_mib
 from patchcore.system.timing import StageTimer, progress_bar
-from patchcore.types import Output, Predictions, Sample
+from patchcore.types import Output, PatchCoreError, Predictions, Sample
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +75,42 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """The images of one category, split; `row` names it in the results."""
+    """The images of one category, split; `row` names it in the results.
+
+    `unlabelled` counts the images beside the test images of which nothing says whether they are good.
+    """
 
     name: str
     row: str
     train: Sequence[Sample]
     held_out: Sequence[Sample]
     test: Sequence[Sample]
+    unlabelled: int = 0
 
 
-def scan(dataset: DatasetConfig, name: str, seed: int) -> Category:
-    """Find and split the images of a category; the seed decides which are held out."""
-    train, test = scan_category(dataset.path, name)
-    train, held_out = split_train(train, dataset.train_val_split, np.random.default_rng(seed))
-    return Category(name=name, row=row_name(dataset.name, name), train=train, held_out=held_out, test=test)
+def scan(dataset: DatasetConfig, name: str, seed: int, *, training: bool) -> Category:
+    """Find and split the images of a category; the seed decides which are held out.
+
+    An evaluation of stored models needs test images, and looks at no other.
+    """
+    train: list[Sample] = []
+    held_out: list[Sample] = []
+    if training:
+        train, held_out = split_train(
+            find_training(dataset, name), dataset.train_val_split, np.random.default_rng(seed)
+        )
+    test, unlabelled = find_test(dataset, name)
+    if not (test or training):
+        kind = "test images with a label" if unlabelled else "test images"
+        raise PatchCoreError(f"{name}: no {kind} in {dataset.root}: nothing to evaluate")
+    return Category(
+        name=name,
+        row=row_name(dataset.name, name),
+        train=train,
+        held_out=held_out,
+        test=test,
+        unlabelled=unlabelled,
+    )
 
 
 @dataclass
@@ -103,27 +129,28 @@ class CategoryRun:
 
     def run(self) -> CategoryRun:
         category, workspace = self.category, self.job.workspace
-        counts = {"held-out": len(category.held_out), "test": len(category.test)}
-        if not self.job.models:
-            counts = {"training": len(category.train), **counts}
-        log.info(
-            "%s: %s images", category.name, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        )
+        found = {"training": category.train, "held-out": category.held_out, "test": category.test}
+        told = ", ".join(f"{len(samples)} {kind}" for kind, samples in found.items() if samples)
+        log.info("%s: %s images", category.name, told)
+        if category.unlabelled:
+            log.warning(
+                "%s: images directly in the folder test (%d) have no label: not measured, but predict judges them",
+                category.name,
+                category.unlabelled,
+            )
         reset_peak_gpu(workspace.device)
         if workspace.cache is not None:
             workspace.cache.take_counts()  # those of a category that failed
         detector = self.job.detector(category.name, self.dataset)
         masks = load_masks(category.test, detector.geometry)  # before the training, lest a bad one be found after it
         costs = {} if self.job.models else self._fit(detector)
-        pictures: list[NDArray[np.uint8]] | None = [] if self.config.save_segmentation_images else None
-        output, prediction_costs = self._predict(detector, category.test, "testing", pictures)
-        costs |= prediction_costs | detector.costs()
-        predictions = evaluation.predictions_of(output, category.test, masks)
-        del output  # the maps of every member of an ensemble
-        verdict = None
-        if detector.calibration is not None:
-            verdict = detector.calibration.judge(predictions.raw_scores, self.config.false_rejects)
-        quality = self._measure_and_write(predictions, verdict, pictures)
+        quality = dict.fromkeys(columns.METRICS, math.nan)
+        if category.test:
+            quality, prediction_costs = self._test(detector, masks)
+            costs |= prediction_costs
+        else:
+            log.info("%s: %s", category.name, columns.NOTHING_TO_MEASURE)
+        costs |= detector.costs()
         if self.config.save_model and not self.job.models:
             target = self.folder.models / category.row
             detector.save(target)
@@ -136,8 +163,35 @@ class CategoryRun:
             costs[columns.TRAIN_IMAGES] = len(category.train)
         if taken := quality.keys() & costs.keys():
             raise ValueError(f"the method gives a cost {taken.pop()}, a name that the results have already")
-        self.row = quality | costs | {columns.TEST_IMAGES: len(category.test)}
+        counts = {
+            columns.TEST_IMAGES: len(category.test),
+            columns.DEFECTIVE_IMAGES: sum(sample.is_defective for sample in category.test),
+        }
+        self.row = quality | costs | counts
         return self
+
+    def _test(self, detector: Detector, masks: NDArray[np.bool_] | None) -> tuple[dict[str, float], dict[str, float]]:
+        """Score the test images and write what is asked for of them; returns the metrics, and what scoring took."""
+        category = self.category
+        pictures: list[NDArray[np.uint8]] | None = [] if self.config.save_segmentation_images else None
+        output, costs = self._predict(detector, category.test, "testing", pictures)
+        predictions = evaluation.predictions_of(output, category.test, masks)
+        del output  # the maps of every member of an ensemble
+        verdict = None
+        if detector.calibration is not None:
+            verdict = detector.calibration.judge(predictions.raw_scores, self.config.false_rejects)
+            if verdict.rate > self.config.false_rejects:
+                log.warning(
+                    "%s: %d calibration images allow a rate of false rejects of 1/%d = %.2g, not of %g: that is used",
+                    category.name,
+                    len(detector.calibration),
+                    len(detector.calibration) + 1,
+                    verdict.rate,
+                    self.config.false_rejects,
+                )
+        elif self.job.models:
+            log.info("%s: the model is not calibrated, so there are no verdicts: see bin/calibrate.py", category.name)
+        return self._measure_and_write(predictions, verdict, pictures), costs
 
     def _fit(self, detector: Detector) -> dict[str, float]:
         """Fit the detector; returns the seconds that it took, in all and by stage."""
@@ -156,39 +210,53 @@ class CategoryRun:
             batches=self._batches(images, timer, "training"),
             count=len(images),
             views=VIEWS if dataset.augment else 1,
-            names=[sample.path.relative_to(dataset.path).as_posix() for sample in category.train],
+            names=[Path(os.path.relpath(sample.path, dataset.root)).as_posix() for sample in category.train],
             leave_one_out=kind == "leave_one_out",
         )
         detector.fit_batches(training_images, training, timer=timer, record=self.folder.trainings / category.row)
-        with timer("calibration"):
-            if kind == "held_out":
-                held_out = ImageDataset(category.held_out, detector.geometry)
-                detector.calibrate_batches(self._batches(held_out, StageTimer(self.job.workspace.device), kind), kind)
-            elif kind == "folds":
-                detector.calibrate_by_folds(training_images, self.config.calibration_folds, self._chosen(detector))
+        if kind in ("held_out", "folds"):
+            with timer("calibration"):
+                self._calibrate(detector, kind, training_images)
         stages = timer.seconds()  # before the clock is read: on CUDA it waits for the device
         seconds = time.perf_counter() - begin
         spent = ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items())
         log.info("%s: trained in %.1f s (%s)", category.name, seconds, spent)
+        if detector.calibration is not None:
+            calibrated = category.held_out if kind == "held_out" else category.train
+            report_suspects(
+                detector.calibration, calibrated, detector.geometry, self.folder, category.row, dataset.root
+            )
         by_stage = {columns.fit_stage_seconds(stage): value for stage, value in stages.items()}
         return {columns.FIT_SECONDS: seconds} | by_stage
 
     def _calibration(self) -> str:
         """How the detector is calibrated; without being asked only where something is kept that needs it."""
         config, splits = self.config, bool(self.category.held_out)
-        if config.calibration is None and not (config.save_model or config.save_anomaly_scores or splits):
+        kept = config.save_model or config.save_anomaly_scores or splits
+        if config.calibration is None and not kept:
             return "none"
-        return self.job.method.calibration(config.calibration, splits=splits)
+        kind = self.job.method.calibration(config.calibration, splits=splits)
+        if kind == "none" and config.calibration is None:
+            log.info("%s: no calibration, so no verdicts: --calibration folds makes one", self.category.name)
+        return kind
 
-    def _chosen(self, detector: Detector) -> Callable[[Sequence[int], bool], Iterator[Tensor]]:
-        """(numbers of training images, whether to learn from them) -> batches of them."""
+    def _calibrate(self, detector: Detector, kind: str, images: TrainingImages) -> None:
+        """Calibrate with the images that were held out, or by folds of those that were trained on."""
+        category = self.category
 
-        def batches(photos: Sequence[int], learn: bool) -> Iterator[Tensor]:
-            samples = [self.category.train[photo] for photo in photos]
-            images = ImageDataset(samples, detector.geometry, augment=learn and self.dataset.augment)
-            return self._batches(images, StageTimer(self.job.workspace.device), "training" if learn else "calibration")
+        def batches(photos: Sequence[Sample], stage: str, augment: bool = False) -> Iterator[Tensor]:
+            timer = StageTimer(self.job.workspace.device)  # the time is that of the calibration
+            return self._batches(ImageDataset(photos, detector.geometry, augment=augment), timer, stage)
 
-        return batches
+        if kind == "held_out":
+            detector.calibrate_batches(batches(category.held_out, kind), kind)
+            return
+
+        def chosen(photos: Sequence[int], learn: bool) -> Iterator[Tensor]:
+            augment = learn and self.dataset.augment
+            return batches([category.train[photo] for photo in photos], "fold" if learn else "calibration", augment)
+
+        detector.calibrate_by_folds(images, self.config.calibration_folds or CALIBRATION_FOLDS, chosen)
 
     def _predict(
         self, detector: Detector, samples: Sequence[Sample], name: str, pictures: list[NDArray[np.uint8]] | None
@@ -237,7 +305,7 @@ class CategoryRun:
     def _write_scores(self, predictions: Predictions, normalised: NDArray[np.float64], verdict: Verdict | None) -> None:
         """Write the scores, a picture of their distribution, and what a comparison needs of the maps."""
         row = self.category.row
-        write_scores(self.folder.scores(row), predictions, normalised, root=self.dataset.path, verdict=verdict)
+        write_scores(self.folder.scores(row), predictions, normalised, root=self.dataset.root, verdict=verdict)
         single = len(predictions.raw_scores) == 1  # the threshold of an ensemble is in units of its own
         picture = draw_histogram(
             predictions.scores,
@@ -258,7 +326,7 @@ class CategoryRun:
         scale = HeatScale.of(predictions.maps)
         raw = predictions.raw_scores.mean(axis=0)
         paths = [
-            self.folder.overlay(self.category.row, sample.path.relative_to(self.dataset.path).as_posix(), score)
+            self.folder.overlay(self.category.row, sample.path.relative_to(self.dataset.root).as_posix(), score)
             for sample, score in zip(predictions.samples, normalised, strict=True)
         ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 from patchcore.settings import check, setting
@@ -10,7 +13,12 @@ from patchcore.settings import check, setting
 WEIGHTS = ("pretrained", "random")
 PRECISIONS = ("float32", "bfloat16")
 CALIBRATIONS = ("none", "leave_one_out", "folds", "held_out")
-DATASETS = ("mpdd", "mvtec")
+OWN_PARTS = "folder"  # the layout of --good, --bad and --masks; the others have a folder per category
+DATASETS = ("mpdd", "mvtec", OWN_PARTS)
+# Folder names that say what the images are, not of which part.
+_SAY_NO_PART = ("good", "ok", "normal", "bad", "defective", "defects", "train", "training", "test", "image", "images")
+CALIBRATION_FOLDS = 5
+FALSE_REJECTS = 0.05
 WEIGHTS_VARIABLE = "PATCHCORE_WEIGHTS"  # the environment variable that names a folder with weight files
 FEATURE_CACHE_GIB = 20.0
 
@@ -55,9 +63,11 @@ class RunConfig:
         choices=CALIBRATIONS,
         shown="leave_one_out (PatchCore) or held_out where a model or scores are kept and it costs little",
     )
-    calibration_folds: int = setting(5, "Models that are trained for --calibration folds.", at_least=2)
+    calibration_folds: int | None = setting(
+        None, "Models that are trained for --calibration folds.", at_least=2, shown=str(CALIBRATION_FOLDS)
+    )
     false_rejects: float = setting(
-        0.05, "Share of good parts that may be rejected; the threshold follows from it.", above=0, below=1
+        FALSE_REJECTS, "Share of good parts that may be rejected; the threshold follows from it.", above=0, below=1
     )
     resume: bool = setting(
         False,
@@ -81,6 +91,10 @@ class RunConfig:
         check(self)
         if self.feature_cache_gib is not None and self.feature_cache is None:
             raise ValueError("--feature_cache_gib has no effect without --feature_cache")
+        if self.calibration_folds is not None and self.calibration != "folds":
+            raise ValueError("--calibration_folds has no effect without --calibration folds")
+        if self.calibration == "none" and self.false_rejects != FALSE_REJECTS:
+            raise ValueError("--false_rejects has no effect with --calibration none")
         for name in ("log_group", "log_project"):
             value = getattr(self, name)
             if not value or Path(value).name != value or value.startswith("."):
@@ -91,13 +105,25 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Which images are read and how they reach the network."""
+    """Which images are read and how they reach the network.
+
+    `path` holds a folder per category. With `folder` the images lie in `good` and `bad`, which become absolute, links
+    followed, and `path` is the folder around `bad`, or around `good` where that is all; it need not be given.
+    """
 
     name: str = setting(argument=True, choices=DATASETS)
-    path: Path = setting(argument=True)
+    path: Path | None = setting(None, argument=True)
     categories: tuple[str, ...] = setting(
-        help="Category, a folder of DATA_PATH. Repeat for several.", flags=("--subdatasets", "-d")
+        (),
+        "Category, a folder of DATA_PATH. Repeat for several. With folder it names the parts, instead of the folder"
+        " that they lie in.",
+        flags=("--subdatasets", "-d"),
     )
+    good: Path | None = setting(None, "With folder: good images to learn from, directly in it.")
+    bad: Path | None = setting(
+        None, "With folder: defective images to test on, directly in it or in a folder per kind of defect."
+    )
+    masks: Path | None = setting(None, "With folder: the masks of --bad, in the same folders, paired by name.")
     resize: int = setting(help="Shorter side after resizing.", at_least=1)
     imagesize: int = setting(help="Side of the centre crop.", at_least=1)
     batch_size: int = setting(8, "Images at a time.", at_least=1)
@@ -114,13 +140,84 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.categories:
-            raise ValueError("at least one category is needed: -d NAME")
-        repeated = sorted({name for name in self.categories if self.categories.count(name) > 1})
-        if repeated:
-            raise ValueError(f"every category once, got more of {', '.join(repeated)}")
+        for name in ("good", "bad", "masks"):
+            if folder := getattr(self, name):
+                object.__setattr__(self, name, folder.resolve())
+        tested = self.bad or self.good
+        root = tested.parent if self.name == OWN_PARTS and tested else None
+        check_layout(
+            name=self.name,
+            path=self.path if self.path != root else None,
+            categories=self.categories,
+            good=self.good,
+            bad=self.bad,
+            masks=self.masks,
+        )
+        object.__setattr__(self, "path", root or self.path)
         if self.imagesize > self.resize:
             raise ValueError(
                 f"--imagesize {self.imagesize} must be at most --resize {self.resize}: the image is cut from the"
                 " resized one"
             )
+
+    @property
+    def root(self) -> Path:
+        """The folder that the names of test images are relative to: in fingerprints, tables and files of pictures."""
+        assert self.path is not None  # as `__post_init__` saw
+        return self.path
+
+
+def check_layout(
+    *,
+    name: str,
+    path: Path | None,
+    categories: Sequence[str],
+    good: Path | None,
+    bad: Path | None,
+    masks: Path | None,
+) -> None:
+    """See that a layout has what it needs and nothing that it does not read; the arguments are `DatasetConfig`'s.
+
+    Raises:
+        ValueError: names the option.
+    """
+    own = {option: folder for option, folder in (("good", good), ("bad", bad), ("masks", masks)) if folder}
+    repeated = sorted({category for category in categories if categories.count(category) > 1})
+    if repeated:
+        raise ValueError(f"every category once, got more of {', '.join(repeated)}")
+    if name != OWN_PARTS:
+        if own:
+            raise ValueError(f"--{next(iter(own))} has no effect with {name}, only with {OWN_PARTS}")
+        if path is None:
+            raise ValueError(f"{name} needs DATA_PATH, the folder that holds a folder per category")
+        if not categories:
+            raise ValueError("at least one category is needed: -d NAME")
+        return
+    if path is not None:
+        raise ValueError(f"DATA_PATH {path} has no effect with {OWN_PARTS}: --good and --bad say where the images are")
+    if masks and not bad:
+        raise ValueError("--masks has no effect without --bad, whose masks they are")
+    if not own:
+        raise ValueError(f"{OWN_PARTS} needs --good FOLDER to learn from, or --bad FOLDER to test on")
+    if len(categories) != 1:
+        raise ValueError(f"{OWN_PARTS} is one category: -d NAME once, got {len(categories)}")
+    if Path(categories[0]).name != categories[0] or categories[0].startswith("."):
+        raise ValueError(f"-d must be the name of a folder, got {categories[0]!r}")
+    for (outer, folder), (inner, other) in permutations(own.items(), 2):
+        if other.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--{inner} {other} lies in --{outer} {folder}: put them apart")
+
+
+def category_of(folder: Path) -> str:
+    """The name of the parts in a folder: its own or the nearest above that says more than what the images are.
+
+    photos/brackets/good -> brackets
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    folder = Path(os.path.normpath(folder.absolute()))  # links are not followed: their names are the user's
+    for name in (folder.name, *(above.name for above in folder.parents)):
+        if name and name.lower() not in _SAY_NO_PART and not name.startswith("."):
+            return name
+    raise ValueError(f"no folder on the way to {folder} names the parts: give a name, -d NAME")

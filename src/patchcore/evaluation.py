@@ -58,7 +58,7 @@ def measure(predictions: Predictions, verdict: Verdict | None, category: str) ->
         only = "defective" if predictions.labels.all() else "good"
         log.warning("%s: all test images are %s, so image metrics are undefined (nan)", category, only)
     if predictions.masks is None:
-        log.warning("%s: no ground_truth folder, so pixel metrics are undefined (nan)", category)
+        log.warning("%s: no ground-truth masks, so pixel metrics are undefined (nan)", category)
     elif not predictions.masks.any():
         log.warning("%s: no defect pixel in the test masks, so pixel metrics are undefined (nan)", category)
     measured = {
@@ -77,6 +77,7 @@ def measure(predictions: Predictions, verdict: Verdict | None, category: str) ->
             columns.THRESHOLD: verdict.threshold,
             columns.DEFECTS_CAUGHT: _share(rejected[labels]),
             columns.FALSE_REJECTS: _share(rejected[~labels]),
+            columns.STATED_RATE: verdict.rate,
         }
     return measured
 

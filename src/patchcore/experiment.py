@@ -52,8 +52,8 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
         PatchCoreError: a category's folder is not as it must be, the results folder cannot be written, or the run to
             resume had other settings.
     """
-    categories = [scan(dataset, name, run.seed) for name in dataset.categories]
-    test_set = {category.row: fingerprint(category.test, dataset.path) for category in categories}
+    categories = [scan(dataset, name, run.seed, training=not job.models) for name in dataset.categories]
+    test_set = {category.row: fingerprint(category.test, dataset.root) for category in categories}
     content = describe_run(run, dataset, job.method, job.configs, job.models, test_set, command)
     new = [path for path in (run.results_path / run.log_project, run.results_path) if not path.exists()]
     folder = RunFolder.newest(run.results_path, run.log_project, run.log_group) if run.resume else None

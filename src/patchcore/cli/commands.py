@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchcore.cli.errors import OneLineGroup, as_usage_error
-from patchcore.cli.options import names_stated
 from patchcore.cli.stages import (
     StageOptions,
     dataset_stage,
@@ -44,7 +43,8 @@ def training_command(method: Method) -> OneLineGroup:
         params=run_parameters(method.save_flag),
         help=f"Train {method.title} on good images and evaluate it.\n\nRESULTS_PATH and options come first, then the"
         f" stages {', '.join(words)} and dataset, each with its own --help:\n\n\b\nrun_{method.name}.py [options]"
-        f" RESULTS {' ... '.join(words)} ... dataset -d metal_plate mpdd DATAPATH",
+        f" RESULTS {' ... '.join(words)} ... dataset -d metal_plate mpdd DATAPATH\n\nFor your own"
+        " parts: dataset --good FOLDER folder",
         commands=[*(method_stage(stage, method) for stage in method.stages), dataset_stage(method)],
         result_callback=lambda stages, **run: _train(method, stages, **run),
     )
@@ -53,11 +53,6 @@ def training_command(method: Method) -> OneLineGroup:
 def evaluation_command(method: Method) -> OneLineGroup:
     """Evaluate stored models of a method: options of the run, the stages of the loader and dataset."""
     loader = loader_stage(method)
-
-    @click.pass_context
-    def evaluate(ctx: click.Context, stages: list[StageOptions], **run: Any) -> None:
-        _evaluate(method, stages, seed_stated="seed" in names_stated(ctx), **run)
-
     return OneLineGroup(
         chain=True,
         no_args_is_help=False,
@@ -66,7 +61,7 @@ def evaluation_command(method: Method) -> OneLineGroup:
         f" {loader.name} and dataset, each with its own --help. With the batch size and threads of the run that stored"
         " a model, its numbers come out to the last digit on the same device.",
         commands=[loader, stored_dataset_stage()],
-        result_callback=evaluate,
+        result_callback=lambda stages, **run: _evaluate(method, stages, **run),
     )
 
 
@@ -80,6 +75,7 @@ def _train(method: Method, stages: list[StageOptions], debug: bool, **settings: 
     config, configs = _configurations(method, options, stated, images.settings["categories"])
     resize, imagesize = method.image_size(config, images.settings["resize"], images.settings["imagesize"])
     dataset = as_usage_error(DatasetConfig, **{**images.settings, "resize": resize, "imagesize": imagesize})
+    as_usage_error(method.calibration, run.calibration, splits=dataset.train_val_split < 1)
 
     from patchcore.category_run import Job
 
@@ -137,7 +133,7 @@ def _read_class_file(method: Method, path: Path | None) -> tuple[Path, dict[str,
     return path, content
 
 
-def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_stated: bool, **settings: Any) -> None:
+def _evaluate(method: Method, stages: list[StageOptions], debug: bool, **settings: Any) -> None:
     run = as_usage_error(RunConfig, **settings)
     loader = find_stage(stages, f"{method.stages[0].word}_loader")
     images = find_stage(stages, "dataset")
@@ -156,7 +152,7 @@ def _evaluate(method: Method, stages: list[StageOptions], debug: bool, seed_stat
             models[folder] = dataclasses.replace(model, config=config).with_settings(chosen)
         except ValueError as error:
             raise click.UsageError(f"{error} ({folder})") from error
-    run, dataset = _complete_settings(run, images.settings, models, seed_stated=seed_stated)
+    dataset = _complete_settings(images.settings, models)
 
     from patchcore.category_run import Job
 
@@ -186,38 +182,29 @@ def _model_folders(paths: tuple[Path, ...], name: str, categories: Sequence[str]
     return folders
 
 
-def _complete_settings(
-    run: RunConfig, settings: Mapping[str, Any], models: Mapping[Path, StoredModel], *, seed_stated: bool
-) -> tuple[RunConfig, DatasetConfig]:
-    """Complete the settings of an evaluation with what its models were trained on.
-
-    With a split below 1 the seed is the models' too: any other would hold out images that they were trained on, and
-    set the threshold too low.
+def _complete_settings(settings: Mapping[str, Any], models: Mapping[Path, StoredModel]) -> DatasetConfig:
+    """Complete the settings of the images of an evaluation with the geometry of its models.
 
     Raises:
         PatchCoreError: the models do not agree, so that one evaluation cannot serve them all.
         click.UsageError: a setting contradicts the models.
     """
-    stored = {folder: dataclasses.asdict(model.geometry) | vars(model.training) for folder, model in models.items()}
+    stored = {folder: dataclasses.asdict(model.geometry) for folder, model in models.items()}
     folder, first = next(iter(stored.items()))
-    names = ["resize", "imagesize", "train_val_split", "reduced_decoding"]
-    splits = first["train_val_split"] < 1
-    for name in [*names, *(["seed"] if splits else [])]:
+    for name in first:
         for other, also in stored.items():
             if also[name] != first[name]:
                 raise PatchCoreError(
                     f"the models differ in {name}: {folder} has {first[name]}, {other} has {also[name]}; evaluate them"
                     " in separate runs"
                 )
-        asked = (run.seed if seed_stated else None) if name == "seed" else settings[name]
+        asked = settings[name]
         if asked is not None and asked != first[name]:
             raise click.UsageError(
                 f"{_as_option(name, asked)} contradicts the model in {folder}, which was stored with"
                 f" {_as_option(name, first[name])}: leave the option out or use another model"
             )
-    if splits:
-        run = dataclasses.replace(run, seed=first["seed"])
-    return run, as_usage_error(DatasetConfig, **{**settings, **{name: first[name] for name in names}})
+    return as_usage_error(DatasetConfig, **{**settings, **first})
 
 
 def _as_option(name: str, value: float | bool) -> str:
@@ -261,12 +248,14 @@ def _workspace(run: RunConfig, *, checksums: bool) -> Workspace:
 def _execute(run: RunConfig, dataset: DatasetConfig, job: Any) -> None:
     """Run the experiment, print the closing table, and exit with 1 if a category failed."""
     from patchcore.experiment import run_experiment
-    from patchcore.results.tables import format_results
+    from patchcore.results.tables import format_results, format_verdicts
 
     command = shlex.join([sys.executable, *sys.argv])
     summary = run_experiment(run, dataset, job, command=command)
     if summary.rows:
         click.echo(format_results(summary.rows))
+        if verdicts := format_verdicts(summary.rows):
+            click.echo(verdicts)
         click.echo(f"results: {summary.folder.results}")
         for picture in summary.highest.values():
             count = sum(1 for _ in picture.parent.iterdir())

@@ -30,7 +30,7 @@ def parameters(
     for name in sorted(chosen, key=lambda name: not known[name].argument):
         kind, several = _item_type(kinds[name])
         if known[name].argument:
-            made.append(click.Argument([name], type=_click_type(kind, known[name])))
+            made.append(_argument(name, known[name], kind, fields[name].default))
             continue
         default = fields[name].default
         if known[name].shown is not None:
@@ -42,6 +42,25 @@ def parameters(
 def names_stated(ctx: click.Context) -> frozenset[str]:
     """The names of the parameters that stand on the command line."""
     return frozenset(name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+
+
+class _OptionalArgument(click.Argument):
+    """An argument that may be left out: the word that begins the next stage is not taken for it."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        stages = getattr(ctx.parent and ctx.parent.command, "commands", {})
+        if opts.get(self.name) in stages:
+            opts, args = dict(opts), [opts[self.name], *args]
+            del opts[self.name]
+        return super().handle_parse_result(ctx, opts, args)
+
+
+def _argument(name: str, known: Setting, kind: type, default: Any) -> click.Argument:
+    if default is dataclasses.MISSING:
+        return click.Argument([name], type=_click_type(kind, known))
+    return _OptionalArgument([name], type=_click_type(kind, known), default=default, required=False)
 
 
 def _option(name: str, known: Setting, kind: type, several: bool, default: Any, shown: str | None) -> click.Option:

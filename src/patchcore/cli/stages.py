@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from patchcore.cli.errors import HELP
+from patchcore.cli.errors import HELP, as_usage_error
 from patchcore.cli.options import names_stated, parameters
-from patchcore.config import DatasetConfig, RunConfig
+from patchcore.config import OWN_PARTS, DatasetConfig, RunConfig, category_of, check_layout
 from patchcore.methods.method import Method, Stage
 from patchcore.settings import settings_of
 
 _IMAGES = "Choose the images: NAME says the layout, DATA_PATH holds a folder per category."
 _OF_THE_MODELS = "that of the models"
-_HELP_OF_STORED = {  # where the training's would mislead
-    "train_val_split": "Share of the training images that the models were trained on; the others set the threshold.",
-    "reduced_decoding": "Decode JPEG files at a smaller scale.",
+_REDUCED_DECODING_OF_STORED = "Decode JPEG files at a smaller scale."  # the training's help would mislead
+_OF_A_TRAINING = {  # what an evaluation refuses, and why
+    "augment": "it adds views of training images",
+    "good": "those are images to learn from; --bad are images to test on",
+    "train_val_split": "it holds training images out",
 }
+_OF_A_RUN = ("calibration", "calibration_folds")  # that trains; a stored model has its calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,8 @@ class StageOptions:
 
 
 def run_parameters(save_flag: str | None) -> list[click.Parameter]:
-    """The arguments and options of a run, in front of the stages; no flag where no model is stored."""
-    names = [name for name in settings_of(RunConfig) if name != "save_model"]
+    """The arguments and options of a run, in front of the stages; no flag where stored models are evaluated."""
+    names = [name for name in settings_of(RunConfig) if name != "save_model" and (save_flag or name not in _OF_A_RUN)]
     params = parameters(RunConfig, names)
     if save_flag:
         text = settings_of(RunConfig)["save_model"].help
@@ -54,21 +58,30 @@ def method_stage(stage: Stage, method: Method) -> click.Command:
 def dataset_stage(method: Method) -> click.Command:
     """The images of a training, at the size that the method chooses where none is given."""
     shown = dict(zip(("resize", "imagesize"), method.image_size_shown, strict=True))
-    return _stage("dataset", _image_parameters(settings_of(DatasetConfig), shown), _IMAGES)
+    text = (
+        f"{_IMAGES}\n\nWith the NAME {OWN_PARTS} there is no DATA_PATH: --good FOLDER [--bad FOLDER] [--masks FOLDER]"
+        " say where the images of your own parts are."
+    )
+    params = _image_parameters(settings_of(DatasetConfig), shown)
+    return _stage("dataset", params, text, complete=lambda settings: _complete_layout(settings, needed="good"))
 
 
 def stored_dataset_stage() -> click.Command:
-    """The images of an evaluation; geometry and split come with the models."""
-    shown = dict.fromkeys(("resize", "imagesize", "train_val_split", "reduced_decoding"), _OF_THE_MODELS)
-    params = _image_parameters([name for name in settings_of(DatasetConfig) if name != "augment"], shown)
+    """The images of an evaluation; their geometry comes with the models."""
+    shown = dict.fromkeys(("resize", "imagesize", "reduced_decoding"), _OF_THE_MODELS)
+    params = _image_parameters([name for name in settings_of(DatasetConfig) if name not in _OF_A_TRAINING], shown)
     for param in params:
-        if param.name in _HELP_OF_STORED:
-            param.help = f"{_HELP_OF_STORED[param.name]}  [default: {_OF_THE_MODELS}]"
-    augment = click.Option(["--augment"], is_flag=True, hidden=True, expose_value=False, callback=_refuse_augment)
+        if param.name == "reduced_decoding":
+            param.help = f"{_REDUCED_DECODING_OF_STORED}  [default: {_OF_THE_MODELS}]"
+    refused = [param for param in parameters(DatasetConfig, _OF_A_TRAINING) if isinstance(param, click.Option)]
+    for param in refused:
+        param.hidden, param.expose_value, param.callback = True, False, _refuse_of_a_training
     return _stage(
         "dataset",
-        [*params, augment],
-        f"{_IMAGES}\n\nGeometry and split are stored with the models. They may be given, but not differ.",
+        [*params, *refused],
+        f"{_IMAGES} With the NAME {OWN_PARTS} there is none, but --bad FOLDER [--masks FOLDER].\n\nOnly test images are"
+        " read. The geometry is stored with the models. It may be given, but not differ.",
+        complete=lambda settings: _complete_layout(settings, needed="bad"),
     )
 
 
@@ -76,8 +89,18 @@ def _image_parameters(names: Iterable[str], shown: Mapping[str, str]) -> list[cl
     params = parameters(DatasetConfig, names, shown=shown)
     for param in params:
         if param.name == "path":
-            param.metavar = "DATA_PATH"
+            param.metavar = "[DATA_PATH]"
     return params
+
+
+def _complete_layout(settings: dict[str, Any], *, needed: str) -> None:
+    """See that a layout is whole, and name the category of one's own parts after the folder that is `needed`."""
+    if settings["name"] == OWN_PARTS:
+        if settings[needed] is None:
+            raise click.UsageError(f"{OWN_PARTS} needs --{needed} FOLDER")
+        settings["categories"] = settings["categories"] or (as_usage_error(category_of, settings[needed]),)
+    layout = ("name", "path", "categories", "good", "bad", "masks")
+    as_usage_error(check_layout, **{name: settings.get(name) for name in layout})
 
 
 def loader_stage(method: Method) -> click.Command:
@@ -105,9 +128,18 @@ def find_stage(stages: Sequence[StageOptions], word: str) -> StageOptions:
     return found[0]
 
 
-def _stage(word: str, params: Sequence[click.Parameter], help_text: str, epilog: str = "") -> click.Command:
+def _stage(
+    word: str,
+    params: Sequence[click.Parameter],
+    help_text: str,
+    epilog: str = "",
+    complete: Callable[[dict[str, Any]], None] = lambda settings: None,
+) -> click.Command:
+    """A command that returns its settings, which `complete` may check and change."""
+
     @click.pass_context
     def collect(ctx: click.Context, **settings: Any) -> StageOptions:
+        complete(settings)
         return StageOptions(word=word, settings=settings, stated=names_stated(ctx))
 
     return click.Command(
@@ -148,6 +180,7 @@ def _option_without_effect(flags: Sequence[str], value: Any) -> click.Option:
     )
 
 
-def _refuse_augment(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    if value:
-        raise click.UsageError("--augment adds views of training images, but stored models are not trained again")
+def _refuse_of_a_training(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    if ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+        reason = _OF_A_TRAINING[str(option.name)]
+        raise click.UsageError(f"--{option.name}: {reason}, but stored models are not trained again; leave it out")

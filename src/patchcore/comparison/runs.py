@@ -120,7 +120,8 @@ def _read_run(folder: RunFolder, name: str, problems: Problems) -> Run:
     """Read one run; damaged files that the tables can do without are added to `problems`.
 
     Raises:
-        PatchCoreError: the run is unfinished, of no single configuration, or a file that it needs is damaged.
+        PatchCoreError: the run is unfinished, of no single configuration, without test images, or a file that it needs
+            is damaged.
     """
     if not folder.config.exists():
         raise PatchCoreError(f"unfinished: no {folder.config.name}")
@@ -128,6 +129,12 @@ def _read_run(folder: RunFolder, name: str, problems: Problems) -> Run:
     if not config["method"]["short_name"]:
         raise PatchCoreError("an evaluation of stored models of different configurations")
     rows = _read_rows(folder.results, rows_of(config))
+    untested = [row for row in rows if not config["test_set"][row]["images"]]
+    if len(untested) == len(rows):
+        raise PatchCoreError("no test images: nothing to compare")
+    for row in untested:
+        del rows[row]
+        problems[f"{name}, {row}"] = "no test images: nothing to compare"
     run = Run(folder=folder, name=name, config=config, rows=rows, defect_types={}, scores={}, pixel_pairs={})
 
     def read_if_there(read: Callable[..., Read], path: Path, *args: object) -> Read | None:

@@ -205,6 +205,9 @@ def _configuration_of(config: Mapping[str, Any]) -> Configuration:
         "short_name": config["method"]["short_name"],
         "stored": "models" in config,
     }
+    splits = {model["train_val_split"] for model in config.get("models", {}).values() if "train_val_split" in model}
+    if splits:  # an evaluation holds nothing out, but its models were trained on a share of the images
+        settings["train_val_split"] = splits.pop() if len(splits) == 1 else sorted(splits)
     if by_category := config.get("settings_by_category"):
         text = json.dumps(by_category, sort_keys=True)
         settings["by_category"] = hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -7,7 +7,8 @@ The layout of MPDD and MVTec AD, which any other set of parts may share:
     ROOT/CATEGORY/test/DEFECT/000.png                     a folder per kind of defect
     ROOT/CATEGORY/ground_truth/DEFECT/000_mask.png        the mask of test/DEFECT/000.png (or plain 000.png)
 
-Hidden files, files that are no images, folders below DEFECT and folders beside train/good are ignored.
+A category to train on may lack `test`, and one to test on may lack `train`. Nothing says whether an image directly in
+`test` is good. Hidden files, files that are no images, folders below DEFECT and folders beside train/good are ignored.
 """
 
 from __future__ import annotations
@@ -25,27 +26,37 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _WILDCARDS = " ".join("*" + suffix for suffix in IMAGE_SUFFIXES)
 
 
-def scan_category(root: Path, category: str) -> tuple[list[Sample], list[Sample]]:
-    """List the training and the test images of `root`/`category`, each sorted by folder, then by file name.
+def scan_train(root: Path, category: str) -> list[Sample]:
+    """List the training images of `root`/`category` by file name.
 
-    Masks are paired by name. A category without a folder `ground_truth` has `mask_path` None throughout.
+    Raises:
+        PatchCoreError: the folder is missing, cannot be read, or has no image.
+    """
+    folder = _find_category(Path(root), category) / "train" / "good"
+    return [Sample(path=path, category=category, split="train", defect="good") for path in list_images(folder)]
+
+
+def scan_test(root: Path, category: str) -> tuple[list[Sample], int]:
+    """List the test images of `root`/`category`, sorted by folder, then by file name, and count those without a label.
+
+    Masks are paired by name. A category without a folder `ground_truth` has `mask_path` None throughout; one without a
+    folder `test` has no test images.
 
     Raises:
         PatchCoreError: a folder or mask that must be there is missing, cannot be read, or is ambiguous.
     """
     folder = _find_category(Path(root), category)
-    train = [
-        Sample(path=path, category=category, split="train", defect="good")
-        for path in list_images(folder / "train" / "good")
-    ]
+    if not _has_folder(folder, "test"):
+        return [], 0
+    defects, unlabelled = _list_test(folder / "test")
     test = [
         Sample(path=path, category=category, split="test", defect=defect, mask_path=mask_path)
-        for defect in _list_defects(folder / "test")
+        for defect in defects
         for path, mask_path in _list_test_images(folder, defect)
     ]
-    if not test:
+    if not test and not unlabelled:
         raise PatchCoreError(f"no image in the folders of {folder / 'test'}: expected {_WILDCARDS} in them")
-    return train, test
+    return test, unlabelled
 
 
 def split_train(
@@ -76,67 +87,78 @@ def split_train(
 
 
 def _find_category(root: Path, category: str) -> Path:
-    folders, _ = _list_folder(root, expected="the folder that holds a folder per category")
+    folders, _ = list_folder(root, expected="the folder that holds a folder per category")
     # Compared with the listing rather than opened: "..", "a/b" and "" would open, but name no category.
     if category in folders:
         return root / category
-    if "train" in folders:
+    if "train" in folders or "test" in folders:
         here = root.resolve()  # "." has neither a name nor a parent
         cure = f"it is a category itself; pass {here.parent} and the category {here.name}"
         raise PatchCoreError(f"no category {category!r} in {root}: {cure}")
     there = [name for name in folders if _looks_like_category(root / name)]
     near = get_close_matches(category.lower(), [name.lower() for name in there], n=1)
     suggestion = [f"did you mean {name!r}?" for name in there if name.lower() in near][:1]
-    listed = f"those there: {', '.join(there)}" if there else "no folder there has a folder train"
+    listed = f"those there: {', '.join(there)}" if there else "no folder there has a folder train or test"
     raise PatchCoreError(f"no category {category!r} in {root}: {' '.join([*suggestion, listed])}")
 
 
 def _looks_like_category(folder: Path) -> bool:
     try:
-        return _has_folder(folder, "train")
+        return _has_folder(folder, "train") or _has_folder(folder, "test")
     except PatchCoreError:  # do not suggest a folder that cannot be read
         return False
 
 
 def list_images(folder: Path) -> list[Path]:
     """The image files of a folder by name; a PatchCoreError where there is none."""
-    _, images = _list_folder(folder, expected="the good images to train on")
+    _, images = list_folder(folder, expected="the good images to train on")
     if not images:
         raise PatchCoreError(f"no image in {folder}: expected {_WILDCARDS} in it")
     return [folder / name for name in images]
 
 
-def _list_defects(folder: Path) -> list[str]:
-    defects, _ = _list_folder(folder, expected="a folder good and one per kind of defect")
+def _list_test(folder: Path) -> tuple[list[str], int]:
+    """The folders of test images, and how many images lie beside them."""
+    defects, beside = list_folder(folder, expected="a folder good and one per kind of defect")
     for name in defects:
         if name != "good" and name.lower() == "good":
             raise PatchCoreError(f"{folder / name}: its images would count as defective; rename it to 'good'")
-    return defects
+    return defects, len(beside)
 
 
 def _list_test_images(folder: Path, defect: str) -> list[tuple[Path, Path | None]]:
     """List the images of test/`defect`, each with its mask, or with None where it has none."""
     image_folder, mask_folder = folder / "test" / defect, folder / "ground_truth" / defect
-    _, names = _list_folder(image_folder, expected="test images")
+    _, names = list_folder(image_folder, expected="test images")
     images = [image_folder / name for name in names]
     if defect == "good" or not _has_folder(folder, "ground_truth"):
         return [(path, None) for path in images]
-    mask_names = _list_folder(mask_folder, expected="masks")[1] if _has_folder(mask_folder.parent, defect) else []
-    masks = _match_masks(images, [mask_folder / name for name in mask_names], mask_folder)
+    names = list_folder(mask_folder, expected="masks")[1] if _has_folder(mask_folder.parent, defect) else []
+    masks = match_masks(images, mask_folder, names, without="remove the folder ground_truth")
     return list(zip(images, masks, strict=True))
 
 
-def _match_masks(images: list[Path], masks: list[Path], mask_folder: Path) -> list[Path]:
-    """Return the mask of each image: the file of the same stem, with or without `_mask`."""
+def match_masks(images: Sequence[Path], mask_folder: Path, names: Sequence[str], *, without: str) -> list[Path]:
+    """Return the mask of each image: the file of the same stem, with or without `_mask`.
+
+    Args:
+        images: the images of a folder.
+        mask_folder: where their masks lie, or should.
+        names: the files that are there.
+        without: what to do to go without masks, for the error.
+
+    Raises:
+        PatchCoreError: an image has no mask or several, or shares one.
+    """
     by_stem: dict[str, list[Path]] = {}
-    for mask in masks:
+    for mask in (mask_folder / name for name in names):
         by_stem.setdefault(mask.stem, []).append(mask)
     claims: dict[Path, Path] = {}
     for image in images:
         found = [*by_stem.get(f"{image.stem}_mask", []), *by_stem.get(image.stem, [])]
         if not found:
             expected = mask_folder / f"{image.stem}_mask.png"
-            cure = "add it, or remove the folder ground_truth to go without pixel metrics"
+            cure = f"add it, or {without} to go without pixel metrics"
             raise PatchCoreError(f"no mask for {image}: expected {expected}; {cure}")
         if len(found) > 1:
             names = " and ".join(mask.name for mask in found)
@@ -148,8 +170,12 @@ def _match_masks(images: list[Path], masks: list[Path], mask_folder: Path) -> li
     return list(claims)
 
 
-def _list_folder(folder: Path, *, expected: str) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the visible folders and image files in `folder`."""
+def list_folder(folder: Path, *, expected: str) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the visible folders and image files in `folder`.
+
+    Raises:
+        PatchCoreError: it is not there, or cannot be read; `expected` says what should be in it.
+    """
     try:
         with os.scandir(folder) as entries:
             visible = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
@@ -165,4 +191,4 @@ def _list_folder(folder: Path, *, expected: str) -> tuple[list[str], list[str]]:
 
 def _has_folder(folder: Path, name: str) -> bool:
     # By listing: in a folder that cannot be read, Path.exists raises an error without the path.
-    return name in _list_folder(folder, expected=f"a folder {name}")[0]
+    return name in list_folder(folder, expected=f"a folder {name}")[0]

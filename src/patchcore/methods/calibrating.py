@@ -13,7 +13,6 @@ from torch import Tensor
 from patchcore.calibration import PIXEL_LEVELS, Calibration
 from patchcore.types import PatchCoreError
 
-FOLDS = 5
 _EVERY = 4  # of the pixels in both directions gives their quantiles
 _MOST_PIXELS = 2**23  # that are ranked
 

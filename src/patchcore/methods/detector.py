@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from patchcore.calibration import FALSE_REJECTS, Calibration
+from patchcore.calibration import Calibration
+from patchcore.config import CALIBRATION_FOLDS, FALSE_REJECTS
 from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.loader import PrefetchLoader
 from patchcore.features.encoder import Encoder
 from patchcore.features.workspace import Workspace
-from patchcore.methods.calibrating import FOLDS, calibrate, calibrate_by_folds
+from patchcore.methods.calibrating import calibrate, calibrate_by_folds
 from patchcore.methods.judging import Judge
 from patchcore.methods.method import Method
 from patchcore.methods.sources import ImageLike, Sources, images_in, listed
@@ -154,7 +155,7 @@ class Detector(ABC):
         *,
         seed: int = 0,
         calibration: str | None = None,
-        folds: int = FOLDS,
+        folds: int = CALIBRATION_FOLDS,
         batch_size: int = 8,
         record: str | Path | None = None,
     ) -> Self:

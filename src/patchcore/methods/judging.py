@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from patchcore.calibration import FALSE_REJECTS, Calibration
+from patchcore.calibration import Calibration
+from patchcore.config import FALSE_REJECTS
 from patchcore.datasets.geometry import Geometry
 from patchcore.regions import connected_regions
 from patchcore.types import Output, Region, Result

@@ -22,7 +22,8 @@ METRICS = {  # column -> heading; the first three are the study's
 THRESHOLD = "threshold"
 DEFECTS_CAUGHT = "defects_caught"
 FALSE_REJECTS = "false_rejects"
-SHARES = (*METRICS, DEFECTS_CAUGHT, FALSE_REJECTS)  # in [0, 1], or nan
+STATED_RATE = "stated_false_rejects"  # that the threshold allows
+SHARES = (*METRICS, DEFECTS_CAUGHT, FALSE_REJECTS, STATED_RATE)  # in [0, 1], or nan
 
 FIT_SECONDS = "fit_seconds"
 MS_PER_IMAGE = "ms_per_image"
@@ -41,6 +42,9 @@ COSTS = {  # column -> heading
 CACHED_SHARE = "cached_share"
 TRAIN_IMAGES = "train_images"
 TEST_IMAGES = "test_images"
+DEFECTIVE_IMAGES = "defective_images"  # of them
+
+NOTHING_TO_MEASURE = "no test images: nothing to measure"  # what is said of a row with no TEST_IMAGES
 
 DEFECT_TYPE = "defect_type"
 IMAGES = "images"

@@ -74,6 +74,13 @@ class RunFolder:
         stem = "_".join([*folders, PurePosixPath(name).stem])
         return self.overlays / row / f"{stem}_score{normalised_score:.3f}.png"
 
+    def suspects(self, row: str) -> Path:
+        """The table of the suspicious training images, where there are any."""
+        return self.path / "suspects" / f"{row}.csv"
+
+    def suspects_picture(self, row: str) -> Path:
+        return self.path / "suspects" / f"{row}.png"
+
     def scores(self, row: str) -> Path:
         return self.path / "anomaly_scores" / f"{row}.csv"
 

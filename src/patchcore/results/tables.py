@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from patchcore.calibration import clopper_pearson
 from patchcore.results import columns
 from patchcore.system.files import atomic_write
 from patchcore.types import PatchCoreError
@@ -125,13 +126,48 @@ def read_defect_types(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def format_results(rows: Rows) -> str:
-    """The closing table of a run for the terminal, a line per category and the mean."""
+    """The closing table of a run for the terminal, a line per category and the mean.
+
+    A category without test images has dashes, and a line below the table that says so.
+    """
     mean = mean_row(rows)
     decimals = {column: 4 if column in columns.METRICS else 1 for column in _HEADINGS if column in mean}
     lines = [["category", *(_HEADINGS[column] for column in decimals)]]
     for name, row in ({**rows, columns.MEAN: mean} if len(rows) > 1 else rows).items():
-        lines.append([name, *(f"{row.get(column, math.nan):.{places}f}" for column, places in decimals.items())])
-    return align_columns(lines)
+        lines.append([name, *(_cell(row, column, places) for column, places in decimals.items())])
+    unmeasured = [f"{name}: {columns.NOTHING_TO_MEASURE}" for name, row in rows.items() if not _was_tested(row)]
+    return "\n".join([align_columns(lines), *unmeasured])
+
+
+def format_verdicts(rows: Rows) -> str:
+    """What the thresholds of a run catch and reject, a line per category that has one; empty if none has."""
+    lines = [["false rejects stated", "defects caught", "good parts rejected"]]
+    for name, row in rows.items():
+        rate = row.get(columns.STATED_RATE, math.nan)
+        if not math.isnan(rate):
+            defective = round(row[columns.DEFECTIVE_IMAGES])
+            good = round(row[columns.TEST_IMAGES]) - defective
+            caught = format_share(row[columns.DEFECTS_CAUGHT], defective)
+            lines.append([f"{name}: {rate:.2g}", caught, format_share(row[columns.FALSE_REJECTS], good)])
+    return align_columns(lines) if len(lines) > 1 else ""
+
+
+def format_share(share: float, of: int) -> str:
+    """A share of so many images, as "60 of 71, 85 % [74 to 92 %]" with its Clopper-Pearson interval of 95 %."""
+    if not of:
+        return "-"
+    count = round(share * of)
+    low, high = clopper_pearson(count, of)
+    return f"{count} of {of}, {share:.0%} [{low:.0%} to {high:.0%}]".replace("%", " %")
+
+
+def _cell(row: Mapping[str, float], column: str, places: int) -> str:
+    number = row.get(column, math.nan)
+    return "-" if math.isnan(number) and not _was_tested(row) else f"{number:.{places}f}"
+
+
+def _was_tested(row: Mapping[str, float]) -> bool:
+    return row.get(columns.TEST_IMAGES) != 0
 
 
 def align_columns(lines: Sequence[Sequence[str]]) -> str:
