@@ -46,14 +46,10 @@ class Shell:
         return Ended(code, captured.out, captured.err)
 
 
-def scores_without_verdict(path: Path) -> list[dict[str, str]]:
-    """The lines of a scores CSV as text, without what the held-out images of a training say of them."""
+def score_lines(path: Path) -> list[dict[str, str]]:
+    """The lines of a scores CSV as text."""
     with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return [
-        {name: cell for name, cell in line.items() if name not in ("decision_value", "rejected", "p_value")}
-        for line in lines
-    ]
+        return list(csv.DictReader(file))
 
 
 def patchcore_args(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import older_formats
-from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore, scores_without_verdict
+from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore, score_lines
 from patchcore.backbones.build import load_backbone
 from patchcore.results.tables import read_results
 
@@ -24,7 +24,6 @@ COSTS = (
     "peak_",
     "model_mib",
 )  # columns that differ from run to run, or are of training
-OF_HELD_OUT = ("threshold", "defects_caught", "false_rejects")  # columns of a training alone
 
 # An ensemble of three networks, each with its own layers.
 ENSEMBLE = (
@@ -87,16 +86,12 @@ def each(run):
 
 
 def scores_of(folder, row):
-    return scores_without_verdict(folder / "anomaly_scores" / f"{row}.csv")
+    return score_lines(folder / "anomaly_scores" / f"{row}.csv")
 
 
 def metrics_of(folder):
     return {
-        row: {
-            name: value
-            for name, value in columns.items()
-            if name not in OF_HELD_OUT and not any(cost in name for cost in COSTS)
-        }
+        row: {name: value for name, value in columns.items() if not any(cost in name for cost in COSTS)}
         for row, columns in read_results(folder / "results.csv").items()
     }
 

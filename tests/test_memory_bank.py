@@ -49,7 +49,7 @@ def test_search_equals_sorted_distances(search, k):
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=0)
 
 
-def refuse_flat(queries, k):
+def refuse_flat(queries, k, apart=None):
     raise AssertionError("the flat search was asked")
 
 
@@ -158,7 +158,7 @@ def test_pruned_search_allows_for_what_rounding_moves(always_prune, dtype, sprea
 def test_flat_search_takes_over_where_pruning_does_not_pay(queries, k):
     asked = []
 
-    def flat(queries, k):
+    def flat(queries, k, apart):
         asked.append((len(queries), k))
         return torch.zeros(len(queries), k)
 

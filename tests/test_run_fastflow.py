@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import older_formats
-from commands import load_and_evaluate_fastflow, run_fastflow, scores_without_verdict
+from commands import load_and_evaluate_fastflow, run_fastflow, score_lines
 from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.images import load_image
 from patchcore.methods.fastflow.config import FastFlowConfig
@@ -74,7 +74,7 @@ def test_a_run_leaves_what_is_promised(trained):
     assert not list(trained.rglob("checkpoint.pt"))
     assert yaml.safe_load((trained / "config.yaml").read_text())["settings"]["steps"] == 2
     model = trained / "models" / "mpdd_metal_plate"
-    assert {path.name for path in model.iterdir()} == {"fastflow.safetensors", "model.json"}
+    assert {path.name for path in model.iterdir()} == {"fastflow.safetensors", "model.json", "training_images.zip"}
 
 
 def test_scores_come_with_likelihood_and_p_value(trained):
@@ -101,7 +101,7 @@ def test_evaluation_gives_the_same_numbers(trained, parts, tmp_path, shell):
 def assert_same_scores(one: Path, other: Path) -> None:
     for row in ("mpdd_metal_plate", "mpdd_bracket_white"):
         name = f"anomaly_scores/{row}.csv"
-        assert scores_without_verdict(one / name) == scores_without_verdict(other / name)
+        assert score_lines(one / name) == score_lines(other / name)
 
 
 @pytest.mark.parametrize("option", [(), ("--image_score", "max")], ids=["as stored", "scored anew"])

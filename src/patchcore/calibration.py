@@ -195,4 +195,6 @@ def _numbers(name: str, values: Any) -> NDArray[np.float64]:
     rows = values if isinstance(values, list) and values and isinstance(values[0], list) else [values]
     if not all(isinstance(row, list) and all(type(x) in (int, float) for x in row) for row in rows):
         raise ValueError(f"{name} must be lists of numbers, got {values!r:.80}")
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"every list in {name} must be as long as the first")
     return np.array(values, dtype=np.float64)

@@ -95,7 +95,7 @@ class Album:
         if self._pictures:
             with zipfile.ZipFile(folder / PICTURES_FILE, "w") as archive:
                 for number, picture in enumerate(self._pictures):
-                    archive.writestr(f"{number:06d}.jpg", picture)
+                    archive.writestr(zipfile.ZipInfo(f"{number:06d}.jpg"), picture)  # the time of writing left out
 
     @classmethod
     def read(cls, folder: Path, photos: Sequence[Photo]) -> Album:
@@ -105,7 +105,7 @@ class Album:
             PatchCoreError: the pictures cannot be read.
         """
         path = folder / PICTURES_FILE
-        if not path.exists():
+        if not photos or not path.exists():
             return cls(photos)
         try:
             with zipfile.ZipFile(path) as archive:

@@ -147,12 +147,12 @@ def format_verdicts(rows: Rows) -> str:
         if not math.isnan(rate):
             defective = round(row[columns.DEFECTIVE_IMAGES])
             good = round(row[columns.TEST_IMAGES]) - defective
-            caught = format_share(row[columns.DEFECTS_CAUGHT], defective)
-            lines.append([f"{name}: {rate:.2g}", caught, format_share(row[columns.FALSE_REJECTS], good)])
+            caught = format_counted(row[columns.DEFECTS_CAUGHT], defective)
+            lines.append([f"{name}: {rate:.2g}", caught, format_counted(row[columns.FALSE_REJECTS], good)])
     return align_columns(lines) if len(lines) > 1 else ""
 
 
-def format_share(share: float, of: int) -> str:
+def format_counted(share: float, of: int) -> str:
     """A share of so many images, as "60 of 71, 85 % [74 to 92 %]" with its Clopper-Pearson interval of 95 %."""
     if not of:
         return "-"
