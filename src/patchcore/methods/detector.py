@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.images import to_rgb
@@ -149,6 +149,18 @@ class Detector(ABC):
         Raises:
             PatchCoreError: a file is missing, damaged, or does not fit the settings.
         """
+
+    def graph(self) -> nn.Module:
+        """What was learnt as a module without state, timers or caches, from which an ONNX graph is traced.
+
+        Returns:
+            A module on the detector's device, from images (B, 3, H, W) uint8 of the network's size to scores (M, B)
+            and maps (M, B, H, W), as in `BatchScores`.
+
+        Raises:
+            PatchCoreError: the method, or this choice of its settings, has none.
+        """
+        raise PatchCoreError(f"{self.method.title} cannot be exported: it has no graph")
 
     def costs(self) -> dict[str, float]:
         """Sizes of what was learnt, for the results."""

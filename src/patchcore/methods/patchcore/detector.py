@@ -18,6 +18,7 @@ from patchcore.features.encoder import Encoder
 from patchcore.methods.detector import BatchScores, Detector, TrainingImages
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, PatchCoreConfig, member_prefixes
+from patchcore.methods.patchcore.graph import MemberGraph, PatchCoreGraph
 from patchcore.methods.patchcore.index_file import read_flat_index
 from patchcore.methods.patchcore.memory_bank import MemoryBank
 from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, choose_places, expected_bytes
@@ -142,6 +143,11 @@ class PatchCore(Detector):
                 scores.append(image_scores(grid))
                 maps.append(anomaly_maps(grid, (images.shape[-2], images.shape[-1])))
         return BatchScores(scores=_on_one_device(scores), maps=_on_one_device(maps))
+
+    def graph(self) -> PatchCoreGraph:
+        sides = self.geometry.imagesize, self.geometry.imagesize
+        banks = [(member.encoder.graph(), member.embedding, member.bank.features) for member in self.members]
+        return PatchCoreGraph([MemberGraph(*parts, self.config.num_nn, sides) for parts in banks])
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""

@@ -71,15 +71,29 @@ class TorchSearch:
         self._norms = bank.square().sum(dim=1)
 
     def __call__(self, queries: Tensor, k: int) -> Tensor:
-        # The product form loses digits where a distance is small beside the norms: it preselects, no more.
-        candidates = min(k + TORCH_CANDIDATES, len(self._bank))
-        parts = []
-        for part in queries.to(self._bank.device).split(max(1, TORCH_DISTANCES // len(self._bank))):
-            product = torch.addmm(self._norms[None], part, self._bank.T, alpha=-2)  # less the queries' norms
-            nearest = product.topk(candidates, dim=1, largest=False).indices  # (q, candidates)
-            exact = [(part - self._bank[column]).square().sum(dim=1) for column in nearest.T]
-            parts.append(torch.stack(exact, dim=1).sort(dim=1).values[:, :k])
-        return torch.cat(parts).to(queries.device)
+        parts = queries.to(self._bank.device).split(max(1, TORCH_DISTANCES // len(self._bank)))
+        return torch.cat([nearest_distances(part, self._bank, self._norms, k) for part in parts]).to(queries.device)
+
+
+def nearest_distances(queries: Tensor, bank: Tensor, norms: Tensor, k: int) -> Tensor:
+    """Squared distances to the k nearest rows of a bank, by one matrix product.
+
+    The product form loses digits where a distance is small beside the norms: it preselects, no more.
+
+    Args:
+        queries: (Q, D) float32.
+        bank: (K, D) float32.
+        norms: (K,) squared norms of its rows.
+        k: at most K.
+
+    Returns:
+        (Q, k) float32, ascending.
+    """
+    candidates = min(k + TORCH_CANDIDATES, len(bank))
+    product = torch.addmm(norms[None], queries, bank.T, alpha=-2)  # (Q, K), less the queries' norms
+    nearest = product.topk(candidates, dim=1, largest=False).indices  # (Q, candidates)
+    exact = [(queries - bank[column]).square().sum(dim=1) for column in nearest.T]
+    return torch.stack(exact, dim=1).sort(dim=1).values[:, :k]
 
 
 class ShardedSearch:
