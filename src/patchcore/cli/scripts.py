@@ -30,6 +30,13 @@ def compare_results() -> NoReturn:
     run_as_process(compare_results)
 
 
+def export_onnx() -> NoReturn:
+    """Write a stored model as an ONNX graph."""
+    from patchcore.cli.export import export_onnx
+
+    run_as_process(export_onnx)
+
+
 def make_synthetic_mpdd() -> NoReturn:
     """Write a small synthetic data set in MPDD's layout."""
     from patchcore.cli.synthetic import make_synthetic_mpdd

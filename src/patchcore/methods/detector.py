@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcore.calibration import Calibration
 from patchcore.config import CALIBRATION_FOLDS, FALSE_REJECTS
@@ -22,7 +22,7 @@ from patchcore.methods.judging import Judge
 from patchcore.methods.method import Method
 from patchcore.methods.sources import ImageLike, Sources, images_in, listed
 from patchcore.methods.stored_model import LoadedWeights, StoredModel, Training, write_model
-from patchcore.methods.training_images import Album, TrainingImages, hash_of
+from patchcore.methods.training_images import Album, TrainingImages
 from patchcore.settings import from_plain
 from patchcore.system.files import atomic_write
 from patchcore.system.timing import StageTimer
@@ -139,6 +139,18 @@ class Detector(ABC):
             PatchCoreError: a file is missing, damaged, or does not fit the settings.
         """
 
+    def graph(self) -> nn.Module:
+        """What was learnt as a module without state, timers or caches, from which an ONNX graph is traced.
+
+        Returns:
+            A module on the detector's device, from images (B, 3, H, W) uint8 of the network's size to scores (M, B)
+            and maps (M, B, H, W), as in `BatchScores`.
+
+        Raises:
+            PatchCoreError: the method, or this choice of its settings, has none.
+        """
+        raise PatchCoreError(f"{self.method.title} cannot be exported: it has no graph")
+
     def costs(self) -> dict[str, float]:
         """Sizes of what was learnt, for the results."""
         return {}
@@ -235,16 +247,10 @@ class Detector(ABC):
         """As `calibrate`, with (B, 3, H, W) uint8 batches; `kind` says how the images were kept unseen."""
         self._refuse_untrained()
         timer = timer or StageTimer(self.workspace.device)
-        known = {photo.pixels: photo.name for photo in self.album.photos}
 
         def parts() -> Iterator[BatchScores]:
             for images in batches:
-                for pixels in images.permute(0, 2, 3, 1).contiguous().numpy():
-                    if name := known.get(hash_of(pixels)):
-                        raise PatchCoreError(
-                            f"the model was trained on an image that should calibrate it ({name}): calibrate with"
-                            " images that it has not learnt, or train again, which calibrates without any"
-                        )
+                self.album.refuse_known(images)
                 yield self.score(images, timer)
 
         self.calibration = calibrate(kind, parts())

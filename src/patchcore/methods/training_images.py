@@ -86,6 +86,16 @@ class Album:
                 number += 1
             yield batch
 
+    def refuse_known(self, images: Tensor) -> None:
+        """Raise a PatchCoreError if the detector has learnt one of (B, 3, H, W) images, which cannot calibrate it."""
+        known = {photo.pixels: photo.name for photo in self.photos}
+        for pixels in images.permute(0, 2, 3, 1).contiguous().numpy():
+            if name := known.get(hash_of(pixels)):
+                raise PatchCoreError(
+                    f"the model was trained on an image that should calibrate it ({name}): calibrate with images that"
+                    " it has not learnt, or train again, which calibrates without any"
+                )
+
     def fingerprint(self) -> str:
         """A hash of the pixels of all photos, in their order."""
         return hashlib.sha256("".join(photo.pixels for photo in self.photos).encode()).hexdigest()

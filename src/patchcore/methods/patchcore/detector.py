@@ -19,6 +19,7 @@ from patchcore.features.encoder import Encoder
 from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
+from patchcore.methods.patchcore.graph import MemberGraph, PatchCoreGraph
 from patchcore.methods.patchcore.index_file import read_flat_index, read_origins
 from patchcore.methods.patchcore.memory_bank import MemoryBank
 from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, choose_places, expected_bytes
@@ -228,6 +229,11 @@ class PatchCore(Detector):
                 grids.append(patch_scores(distances).reshape(patches.shape[:3]))  # (B, h, w)
         with timer("maps"):
             return self._of_batch(grids)
+
+    def graph(self) -> PatchCoreGraph:
+        sides = self.geometry.imagesize, self.geometry.imagesize
+        banks = [(member.encoder.graph(), member.embedding, member.bank.features) for member in self.members]
+        return PatchCoreGraph([MemberGraph(*parts, self.config.num_nn, sides) for parts in banks])
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""

@@ -110,19 +110,38 @@ class TorchSearch:
         self._norms = bank.square().sum(dim=1)
 
     def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
-        # The product form loses digits where a distance is small beside the norms: it preselects, no more.
-        candidates = min(k + TORCH_CANDIDATES, len(self._bank) if apart is None else apart.left)
-        parts = []
         size = max(1, TORCH_DISTANCES // len(self._bank))
         groups = itertools.repeat(None) if apart is None else apart.split(size)
-        for part, apart_here in zip(queries.to(self._bank.device).split(size), groups, strict=False):
-            product = torch.addmm(self._norms[None], part, self._bank.T, alpha=-2)  # less the queries' norms
-            if apart_here is not None:
-                product.masked_fill_(apart_here.own().to(product.device), torch.inf)
-            nearest = product.topk(candidates, dim=1, largest=False).indices  # (q, candidates)
-            exact = [(part - self._bank[column]).square().sum(dim=1) for column in nearest.T]
-            parts.append(torch.stack(exact, dim=1).sort(dim=1).values[:, :k])
-        return torch.cat(parts).to(queries.device)
+        parts = queries.to(self._bank.device).split(size)
+        found = [
+            nearest_distances(part, self._bank, self._norms, k, apart)
+            for part, apart in zip(parts, groups, strict=False)
+        ]
+        return torch.cat(found).to(queries.device)
+
+
+def nearest_distances(queries: Tensor, bank: Tensor, norms: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+    """Squared distances to the k nearest rows of a bank, by one matrix product.
+
+    The product form loses digits where a distance is small beside the norms: it preselects, no more.
+
+    Args:
+        queries: (Q, D) float32.
+        bank: (K, D) float32.
+        norms: (K,) squared norms of its rows.
+        k: at most K.
+        apart: the groups in which a query has no neighbour, see `Search`.
+
+    Returns:
+        (Q, k) float32, ascending.
+    """
+    candidates = min(k + TORCH_CANDIDATES, len(bank) if apart is None else apart.left)
+    product = torch.addmm(norms[None], queries, bank.T, alpha=-2)  # (Q, K), less the queries' norms
+    if apart is not None:
+        product.masked_fill_(apart.own().to(product.device), torch.inf)
+    nearest = product.topk(candidates, dim=1, largest=False).indices  # (Q, candidates)
+    exact = [(queries - bank[column]).square().sum(dim=1) for column in nearest.T]
+    return torch.stack(exact, dim=1).sort(dim=1).values[:, :k]
 
 
 class ShardedSearch:
