@@ -46,10 +46,12 @@ class Shell:
         return Ended(code, captured.out, captured.err)
 
 
-def score_lines(path: Path) -> list[dict[str, str]]:
-    """The lines of a scores CSV as text."""
+def score_lines(path: Path, *, verdicts: bool = True) -> list[dict[str, str]]:
+    """The lines of a scores CSV as text, with or without what a calibration says."""
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
+    left_out = () if verdicts else ("decision_value", "rejected", "p_value")
+    return [{name: cell for name, cell in line.items() if name not in left_out} for line in lines]
 
 
 def patchcore_args(

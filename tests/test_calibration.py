@@ -110,7 +110,8 @@ def test_suspects_stand_far_above_the_median():
     assert calibration([-x for x in scores]).suspects() == []  # far below is no suspicion
     shifted = calibration([3 * x - 100 for x in scores])
     assert shifted.suspects() == [9, 10]
-    assert calibration([5, 5, 5, 5, 90]).suspects() == []  # no spread to measure by
+    assert calibration([5] * 10 + [90]).suspects() == []  # no spread to measure by
+    assert calibration([10, 11, 12, 13, 14, 15, 16, 17, 90]).suspects() == []  # too few
 
 
 def test_pixels_set_the_regions_and_the_colours():

@@ -106,7 +106,8 @@ def test_a_run_leaves_what_the_readme_names(run):
     assert header.startswith("Row Names,instance_auroc,full_pixel_auroc,anomaly_pixel_auroc,")
     assert [row.split(",")[0] for row in rows] == ["mpdd_metal_plate", "mpdd_bracket_white", "Mean"]
     model = folder / "models" / "mpdd_metal_plate"
-    assert {path.name for path in model.iterdir()} == {"nnscorer_search_index.faiss", "model.json"}
+    files = {"nnscorer_search_index.faiss", "origins.npy", "training_images.zip", "model.json"}
+    assert {path.name for path in model.iterdir()} == files
     pictures = [path.name for path in (folder / "segmentation_images" / "mpdd_metal_plate").iterdir()]
     entries = scores_of(folder)
     expected = {

@@ -134,10 +134,9 @@ def test_metadata_say_how_images_are_read_and_judged(single, tmp_path):
         "method": "patchcore",
         "resize": "80",
         "imagesize": "64",
-        "calibration": "null",
-        "threshold": "",
+        "calibration": json.dumps(single.calibration.to_plain()),
+        "threshold": repr(single.calibration.threshold()),
     }
-    assert json.loads(facts["calibration"]) is None
 
 
 @pytest.mark.parametrize("size", [(131, 90), (90, 131), (80, 80)])
@@ -241,7 +240,7 @@ def test_command_exports_a_stored_model(single, tmp_path, shell, monkeypatch):
     ended = shell(command, tmp_path / "model", out)
     assert ended.code == 0, ended.err
     assert re.fullmatch(
-        rf"{re.escape(str(out))}: \d+\.\d MiB; on 4 images .* within \de-\d+ of the model's\n", ended.out
+        rf"{re.escape(str(out))}: \d+\.\d MiB; on 10 images .* within \de-\d+ of the model's\n", ended.out
     )
     image = parts(1, seed=3)
     assert run(out, image)["scores"][0] == pytest.approx(
