@@ -27,7 +27,6 @@ class Scored(Protocol):
     def maps(self) -> Tensor: ...
 
 
-@torch.inference_mode()
 def calibrate(kind: str, parts: Iterable[Scored]) -> Calibration:
     """Sum up what a detector says of good images.
 

@@ -277,7 +277,7 @@ class Detector(ABC):
             part = TrainingImages(batches=batches(photos, True), count=len(photos) * images.views, views=images.views)
             fresh.fit_batches(part, training)
             timer = StageTimer(self.workspace.device)
-            return lambda batch: fresh.score(batch, timer)
+            return torch.inference_mode()(lambda batch: fresh.score(batch, timer))
 
         self.calibration = calibrate_by_folds(images.count // images.views, folds, training.seed, fit, batches)
         return self

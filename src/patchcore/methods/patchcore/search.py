@@ -133,15 +133,17 @@ def nearest_distances(queries: Tensor, bank: Tensor, norms: Tensor, k: int, apar
         apart: the groups in which a query has no neighbour, see `Search`.
 
     Returns:
-        (Q, k) float32, ascending.
+        (Q, k) float32, ascending; infinite where too few rows are left.
     """
-    candidates = min(k + TORCH_CANDIDATES, len(bank) if apart is None else apart.left)
+    candidates = min(k + TORCH_CANDIDATES, len(bank))
     product = torch.addmm(norms[None], queries, bank.T, alpha=-2)  # (Q, K), less the queries' norms
     if apart is not None:
         product.masked_fill_(apart.own().to(product.device), torch.inf)
     nearest = product.topk(candidates, dim=1, largest=False).indices  # (Q, candidates)
-    exact = [(queries - bank[column]).square().sum(dim=1) for column in nearest.T]
-    return torch.stack(exact, dim=1).sort(dim=1).values[:, :k]
+    exact = torch.stack([(queries - bank[column]).square().sum(dim=1) for column in nearest.T], dim=1)
+    if apart is not None:
+        exact.masked_fill_(product.gather(1, nearest).isinf(), torch.inf)
+    return exact.sort(dim=1).values[:, :k]
 
 
 class ShardedSearch:
@@ -156,8 +158,7 @@ class ShardedSearch:
         for device, rows, search in self._shards:
             here = None if apart is None else Apart(apart.queries, apart.rows[first : first + rows])
             first += rows
-            if (left := rows if here is None else here.left) > 0:
-                found.append(search(queries.to(device), min(k, left), here))
+            found.append(search(queries.to(device), min(k, rows), here))
         nearest = torch.cat([distances.to(queries.device) for distances in found], dim=1)
         return nearest.sort(dim=1).values[:, :k]
 
