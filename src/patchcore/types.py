@@ -108,6 +108,27 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """An image file, and what a detector says about it.
+
+    Attributes:
+        path: of the file.
+        result: None for a file that is broken.
+        seconds: from decoded to judged; None for a file that is broken.
+        error: why there is no result; None if there is one.
+        picture: (H, W, 3) uint8, what the network saw; None for a file that is broken.
+        state: size in bytes and time of the last change in ns, which tell what the file held; None if it is not there.
+    """
+
+    path: Path
+    result: Result | None = None
+    seconds: float | None = None
+    error: str | None = None
+    picture: NDArray[np.uint8] | None = None
+    state: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
     """What a detector says about the N images of a test set, and the truth beside it.
 
