@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,12 @@ def _number_parameters() -> list[click.Parameter]:
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per image, as soon as it is judged.")
 @click.option(
     "--threshold", type=float, help="Reject what scores above this.  [default: as --false_rejects and the model say]"
+)
+@click.option(
+    "--watch",
+    type=_FOLDER,
+    help="Go on with every image that is written into this folder, until Ctrl-C; needs --output, and goes on with the"
+    " predictions there.",
 )
 @click.option("--fail_on_reject", is_flag=True, help="Exit with 3 if an image is rejected.")
 @click.option("--weights_dir", type=_FOLDER, help="Folder with weight files, where they cannot be downloaded.")
@@ -71,8 +79,8 @@ def predict(ctx: click.Context, model: Path, paths: tuple[Path, ...], debug: boo
 
 
 def _refuse_without_effect(paths: tuple[Path, ...], stated: frozenset[str], options: dict[str, Any]) -> None:
-    if not paths:
-        raise click.UsageError("expected images: files, folders, or - for a list on standard input")
+    if not paths and not options["watch"]:
+        raise click.UsageError("expected images: files, folders, - for a list on standard input, or --watch DIR")
     if len([path for path in paths if str(path) == "-"]) > 1:
         raise click.UsageError("- reads standard input, so it can be given once")
     threshold = options["threshold"]
@@ -82,6 +90,17 @@ def _refuse_without_effect(paths: tuple[Path, ...], stated: frozenset[str], opti
         raise click.UsageError("--false_rejects has no effect with --threshold: give one of them")
     if options["save_overlays"] and not options["output"]:
         raise click.UsageError("--save_overlays needs a folder for the pictures: --output DIR")
+    if options["watch"]:
+        _check_watched(options["watch"], options["output"])
+
+
+def _check_watched(folder: Path, output: Path | None) -> None:
+    if output is None:
+        raise click.UsageError("--watch needs a folder for the predictions: --output DIR")
+    if not folder.is_dir():
+        raise click.UsageError(f"--watch {folder}: no such folder")
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise click.UsageError(f"--output {output} must not lie in the watched folder, or its pictures would be judged")
 
 
 def _explain_verdicts(stored: Any, stated: frozenset[str], options: dict[str, Any]) -> None:
@@ -105,24 +124,21 @@ def _explain_verdicts(stored: Any, stated: frozenset[str], options: dict[str, An
 
 
 def _predict(stored: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> int:
-    from contextlib import ExitStack
-
     from patchcore.features.workspace import Workspace
     from patchcore.inspection import report
-    from patchcore.inspection.images import find_images
+    from patchcore.inspection.images import absolute, find_images
     from patchcore.inspection.inspector import Inspector
     from patchcore.inspection.overlays import Overlays
+    from patchcore.inspection.watch import unjudged, watch
     from patchcore.results.predictions import PredictionFolder, refuse_used_folder
     from patchcore.system.devices import choose_devices
-    from patchcore.types import PatchCoreError
 
-    output: Path | None = options["output"]
-    if output is not None:
-        try:
-            refuse_used_folder(output)
-        except PatchCoreError as error:
-            raise click.UsageError(str(error)) from error
+    output, watched = options["output"], options["watch"]
+    if output and not watched:
+        as_usage_error(refuse_used_folder, output)
     given = list(_read_paths(paths))
+    if watched:  # who goes on may do so from another folder
+        given, watched = [Path(absolute(path)) for path in given], Path(absolute(watched))
     devices, notice = choose_devices(options["gpu"])
     if notice:
         log.info(notice)
@@ -135,14 +151,40 @@ def _predict(stored: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> i
     )
     line = report.as_json if options["as_json"] else report.as_line
     with ExitStack() as stack:
-        folder = None if output is None else stack.enter_context(PredictionFolder(output, journal=False))
+        folder = stack.enter_context(PredictionFolder(output, journal=bool(watched))) if output else None
         overlays = None
-        if folder is not None and options["save_overlays"]:
-            overlays = Overlays(folder.overlays, given, detector.calibration)
+        if folder and options["save_overlays"]:
+            overlays = Overlays(folder.overlays, [*given, *([watched] if watched else [])], detector.calibration)
         ending = report.Report(folder=folder, overlays=overlays, show=lambda image: _show(line(image)))
-        ending.add_all(inspector.inspect(find_images(given)))
+        if folder and watched:
+            stop = stack.enter_context(_interruption())
+            images = unjudged(find_images(given), folder.holds)
+            ending.add_all(inspector.inspect(image for image in images if not stop()))
+            log.info("watching %s", watched)
+            watch(watched, inspector, ending, judged=folder.holds, stop=stop)
+        else:
+            ending.add_all(inspector.inspect(find_images(given)))
     log.info(ending.summary())
     return ending.exit_code(fail_on_reject=options["fail_on_reject"])
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM asked to come to an end; a second one is not waited for."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    for asking in (signal.SIGINT, signal.SIGTERM):
+        before[asking] = signal.signal(asking, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _read_paths(paths: tuple[Path, ...]) -> Iterator[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +63,11 @@ class Inspector:
 
         Batches are made of those that can be read: a broken image leaves the others as they would be without it.
         """
-        with closing(read_ahead(self.read, images, _READERS, self.batch_size)) as read:
-            yield from self.judge_all(read)
+        return self.judge_all(self.read_all(images))
+
+    def read_all(self, images: Iterable[Path | Inspected]) -> Iterator[ReadImage | Inspected]:
+        """Read images ahead, in their order; one that is broken comes with the reason."""
+        return read_ahead(self._read, images, _READERS, self.batch_size)
 
     def judge_all(self, images: Iterable[ReadImage | Inspected]) -> Iterator[Inspected]:
         """Judge images that were read, in batches and in their order."""
@@ -79,8 +81,12 @@ class Inspector:
                 waiting, count = [], 0
         yield from self._flush(waiting)
 
-    def read(self, image: Path | Inspected) -> ReadImage | Inspected:
-        """Read an image file; one that is broken comes back with the reason."""
+    def _flush(self, images: Sequence[ReadImage | Inspected]) -> Iterator[Inspected]:
+        judged = iter(self._judge_batch([image for image in images if isinstance(image, ReadImage)]))
+        for image in images:
+            yield image if isinstance(image, Inspected) else next(judged)
+
+    def _read(self, image: Path | Inspected) -> ReadImage | Inspected:
         if isinstance(image, Inspected):
             return image
         state = state_of(image)
@@ -91,11 +97,6 @@ class Inspector:
         except (PatchCoreError, OSError, ValueError, MemoryError) as error:
             text = str(error) if isinstance(error, PatchCoreError) else f"cannot read the image {image}: {error}"
             return Inspected(path=image, error=" ".join(text.split()), state=state)
-
-    def _flush(self, images: Sequence[ReadImage | Inspected]) -> Iterator[Inspected]:
-        judged = iter(self._judge_batch([image for image in images if isinstance(image, ReadImage)]))
-        for image in images:
-            yield image if isinstance(image, Inspected) else next(judged)
 
     def _judge_batch(self, images: Sequence[ReadImage]) -> list[Inspected]:
         if not images:

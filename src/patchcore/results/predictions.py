@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from patchcore.results.tables import as_read, csv_line, read_csv, write_csv
+from patchcore.system.files import remove_leftovers
 from patchcore.types import Inspected, PatchCoreError
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ State = tuple[str, str, str]
 
 
 def refuse_used_folder(folder: Path) -> None:
-    """Raise a PatchCoreError if a folder holds predictions, or cannot be one."""
+    """Raise a ValueError if a folder holds predictions."""
     for name in (PREDICTIONS, REGIONS, OVERLAYS):
         if (folder / name).exists():
-            raise PatchCoreError(f"{folder / name} is there already: give the name of a new folder")
+            raise ValueError(f"{folder / name} is there already: give the name of a new folder")
 
 
 class PredictionFolder:
@@ -43,7 +44,8 @@ class PredictionFolder:
         journal: go on with the predictions that are there, if any, and tell files by their size and time of change.
 
     Raises:
-        PatchCoreError: the folder cannot be written, or holds predictions that this cannot go on with.
+        PatchCoreError: the folder cannot be written, or holds predictions that a journal cannot go on with.
+        ValueError: it holds predictions, and this is no journal.
     """
 
     def __init__(self, folder: Path, *, journal: bool) -> None:
@@ -68,9 +70,8 @@ class PredictionFolder:
         """The folder of the pictures."""
         return self._folder / OVERLAYS
 
-    def __contains__(self, image: tuple[Path, tuple[int, int]]) -> bool:
-        """Whether a file was judged with what it holds: its path, and its state as in `Inspected`."""
-        path, state = image
+    def holds(self, path: Path, state: tuple[int, int]) -> bool:
+        """Whether a file was judged in a certain state, see `Inspected`."""
         return _key(path, state) in self._judged
 
     def add(self, image: Inspected) -> None:
@@ -114,6 +115,7 @@ class PredictionFolder:
         return file
 
     def _go_on(self) -> None:
+        remove_leftovers(self._folder)
         path = self._folder / PREDICTIONS
         self._judged = {_key_of(row) for row in read_csv(path, self._columns(PREDICTIONS))}
         path = self._folder / REGIONS
