@@ -15,15 +15,18 @@ import pytest
 from PIL import Image
 
 import older_formats
-import patchcore
 from commands import LITE0, patchcore_args, run_patchcore
 from image_files import noise, write_image
 from patchcore.calibration import Calibration
 from patchcore.cli.predict import predict
+from patchcore.datasets.geometry import Geometry
 from patchcore.inspection.images import find_images
 from patchcore.inspection.overlays import Overlays, picture_name
+from patchcore.methods.fastflow.detector import FastFlow
 from patchcore.methods.patchcore.detector import PatchCore
+from patchcore.pictures.panels import OUTLINE
 from patchcore.pictures.verdict import ACCEPT, NO_VERDICT, REJECT
+from patchcore.types import Inspected, Result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -276,6 +279,7 @@ def test_exit_codes(model, images, shell, tmp_path):
         ((), "expected images"),
         (("-", "-"), "standard input"),
         (("a.png", "--save_overlays"), "--save_overlays needs a folder"),
+        (("a.png", "--explain"), "--explain needs a folder"),
         (("a.png", "--threshold", "nan"), "--threshold must be a number"),
         (("a.png", "--threshold", "1", "--false_rejects", "0.1"), "--false_rejects has no effect with --threshold"),
         (("a.png", "--resize", "100"), "--resize 100 contradicts the model, stored with 96"),
@@ -354,20 +358,61 @@ def test_pictures_of_other_images_never_collide(tmp_path):
     assert len(set(pictures)) == len(names)
     assert all(name.endswith(".png") and len(os.fsencode(name)) <= 255 for name in pictures)
     assert picture_name("000.png") == "000.png"
-    overlays = Overlays(tmp_path, [Path("in/a"), Path("in/a_b/c.png")], None)
+    overlays = Overlays(tmp_path, [Path("in/a"), Path("in/a_b/c.png")], Drawn())
     assert overlays.path(Path("in/a/b_c.png")) == tmp_path / "a" / "b_c.png"
     assert overlays.path(Path("in/a_b/c.png")) == tmp_path / "a_b" / "c.png"
 
 
+class Drawn:
+    """As much of a detector as pictures need."""
+
+    def __init__(self, calibration=None):
+        self.calibration, self.geometry = calibration, Geometry(resize=300, imagesize=300)
+
+
 def test_the_colours_are_those_of_the_calibration():
     calibration = Calibration(kind="folds", scores=np.ones((1, 3)), pixels=np.array([1.0, 2, 3, 5, 8]))
-    image = noise(300, 300)
-    result = patchcore.types.Result(score=1.0, map=np.full((300, 300), 1.0, np.float32), member_scores=(1.0,))
+    picture = np.asarray(noise(300, 300))
+    result = Result(score=1.0, map=np.full((300, 300), 1.0, np.float32), member_scores=(1.0,))
     result.map[100:150, 100:150] = 6
-    sheet = np.asarray(Overlays(Path("out"), [Path("in")], calibration).draw(Path("in/a.png"), result, image))
+    image = Inspected(path=Path("in/a.png"), result=result, picture=picture, size=(300, 300))
+    sheet = np.asarray(Overlays(Path("out"), [Path("in")], Drawn(calibration)).draw(image))
     heat = sheet[66:366, 2 * 12 + 300 : 2 * 12 + 600].astype(int)
     assert heat[110:140, 110:140].sum(axis=2).mean() > 350  # above the middle of the scale
     assert heat[:90].sum(axis=2).mean() < 250
-    plain = np.asarray(Overlays(Path("out"), [Path("in")], None).draw(Path("in/a.png"), result, image))
-    assert (plain[66:366, 12:312] == np.asarray(image)).all()  # nothing is outlined
-    assert (sheet[66:366, 12:312] != np.asarray(image)).any()
+    plain = np.asarray(Overlays(Path("out"), [Path("in")], Drawn()).draw(image))
+    assert (plain[66:366, 12:312] == picture).all()  # nothing is outlined
+    assert (sheet[66:366, 12:312] != picture).any()
+
+
+def test_explanations_stand_below_the_verdict(model, images, shell, tmp_path):
+    given = (model, images / "noise" / "0.png")
+    shell(predict, *given, "--output", tmp_path / "plain", "--save_overlays")
+    ended = shell(predict, *given, "--output", tmp_path / "out", "--explain")
+    assert ended.code == 0, ended.err
+    plain, sheet = (np.asarray(Image.open(tmp_path / name / "overlays" / "0.png")) for name in ("plain", "out"))
+    np.testing.assert_array_equal(sheet[: len(plain) - 1], plain[:-1])
+    below = sheet[len(plain) :]
+    assert (below == ACCEPT.ground).all(axis=2).sum() > 100  # the boxes of good patches
+    assert (below == OUTLINE).all(axis=2).sum() > 100
+
+
+def test_what_has_no_patches_to_show_refuses_to_explain(model, images, parts, shell, tmp_path):
+    flow = FastFlow(backbone="efficientnet_lite0", weights="random", epochs=1, resize=64, imagesize=64, device="cpu")
+    flow.fit(parts / "metal_plate/train/good").save(tmp_path / "flow")
+    older = older_formats.patchcore_format_1(model, tmp_path / "older")
+    for folder, reason in ((tmp_path / "flow", "FastFlow remembers no good patches"), (older, "keeps no pictures")):
+        ended = shell(predict, folder, images, "--output", tmp_path / "out", "--explain")
+        assert (ended.code, ended.out) == (1, "")
+        assert reason in ended.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_flow_gives_the_scores_of_its_python_api(images, parts, shell, tmp_path):
+    flow = FastFlow(backbone="efficientnet_lite0", weights="random", epochs=1, resize=64, imagesize=64, device="cpu")
+    flow.fit(parts / "metal_plate/train/good").calibrate(images / "good").save(tmp_path / "flow")
+    found = lines(shell(predict, tmp_path / "flow", images / "noise", "--json").out)
+    results = flow.predict(sorted((images / "noise").iterdir()))
+    assert [(line["score"], line["p_value"], line["verdict"]) for line in found] == [
+        (result.score, result.p_value, result.verdict) for result in results
+    ]

@@ -36,6 +36,11 @@ def _number_parameters() -> list[click.Parameter]:
     "--output", type=_FOLDER, help="New folder for predictions.csv, regions.csv and, with --save_overlays, pictures."
 )
 @click.option("--save_overlays", is_flag=True, help="Draw the verdict and the anomalous regions on every image.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Draw beneath what the most anomalous places were compared with: the nearest good patches. PatchCore only.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per image, as soon as it is judged.")
 @click.option(
     "--threshold", type=float, help="Reject what scores above this.  [default: as --false_rejects and the model say]"
@@ -88,8 +93,9 @@ def _refuse_without_effect(paths: tuple[Path, ...], stated: frozenset[str], opti
         raise click.UsageError(f"--threshold must be a number, got {threshold}")
     if {"threshold", "false_rejects"} <= stated:
         raise click.UsageError("--false_rejects has no effect with --threshold: give one of them")
-    if options["save_overlays"] and not options["output"]:
-        raise click.UsageError("--save_overlays needs a folder for the pictures: --output DIR")
+    for option in ("save_overlays", "explain"):
+        if options[option] and not options["output"]:
+            raise click.UsageError(f"--{option} needs a folder for the pictures: --output DIR")
     if options["watch"]:
         _check_watched(options["watch"], options["output"])
 
@@ -130,7 +136,7 @@ def _predict(stored: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> i
     from patchcore.inspection.inspector import Inspector
     from patchcore.inspection.overlays import Overlays
     from patchcore.inspection.watch import unjudged, watch
-    from patchcore.results.predictions import PredictionFolder, refuse_used_folder
+    from patchcore.results.predictions import OVERLAYS, PredictionFolder, refuse_used_folder
     from patchcore.system.devices import choose_devices
 
     output, watched = options["output"], options["watch"]
@@ -149,12 +155,13 @@ def _predict(stored: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> i
         threshold=options["threshold"],
         batch_size=options["batch_size"],
     )
+    overlays = None
+    if options["save_overlays"] or options["explain"]:
+        shown = [*given, *([watched] if watched else [])]
+        overlays = Overlays(output / OVERLAYS, shown, detector, explain=options["explain"])
     line = report.as_json if options["as_json"] else report.as_line
     with ExitStack() as stack:
         folder = stack.enter_context(PredictionFolder(output, journal=bool(watched))) if output else None
-        overlays = None
-        if folder and options["save_overlays"]:
-            overlays = Overlays(folder.overlays, [*given, *([watched] if watched else [])], detector.calibration)
         ending = report.Report(folder=folder, overlays=overlays, show=lambda image: _show(line(image)))
         if folder and watched:
             stop = stack.enter_context(_interruption())

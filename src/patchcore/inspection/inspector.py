@@ -108,7 +108,9 @@ class Inspector:
         seconds = (time.perf_counter() - begin) / len(images)
         pictures = batch.permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
         return [
-            Inspected(path=image.path, result=result, seconds=seconds, picture=picture, state=image.state)
+            Inspected(
+                path=image.path, result=result, seconds=seconds, picture=picture, size=image.size, state=image.state
+            )
             for image, result, picture in zip(images, results, pictures, strict=True)
         ]
 

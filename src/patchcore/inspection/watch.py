@@ -20,8 +20,9 @@ POLL_SECONDS = 0.15  # between two looks at the folder
 LONGEST_POLL = 1.0  # where looking takes long itself
 BROKEN_AFTER = 5.0  # seconds without a change, after which a file that cannot be read is called broken
 
-# How a PNG file begins and ends. Without its end it decodes, and may still grow; files of other kinds do not decode.
-_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+# How files begin and end: without their last bytes they may decode, and still grow.
+_ENDS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8": b"\xff\xd9"}
+_BMP = b"BM"  # its size follows
 _TAIL = 1024  # bytes in which the end must be, as something may be appended
 
 State = tuple[int, int]
@@ -119,10 +120,12 @@ def _has_end(path: Path) -> bool:
     """Whether a file that decodes has all its bytes, as far as that can be seen."""
     try:
         with path.open("rb") as file:
-            if file.read(len(_PNG)) != _PNG:
-                return True
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL))
-            return _PNG_END in file.read()
+            start = file.read(6)
+            size = file.seek(0, os.SEEK_END)
+            if start.startswith(_BMP):
+                return size >= int.from_bytes(start[2:], "little")
+            file.seek(max(0, size - _TAIL))
+            tail = file.read()
+            return all(end in tail for begin, end in _ENDS.items() if start.startswith(begin))
     except OSError:
         return False

@@ -65,11 +65,6 @@ class PredictionFolder:
         if journal:
             self._go_on()
 
-    @property
-    def overlays(self) -> Path:
-        """The folder of the pictures."""
-        return self._folder / OVERLAYS
-
     def holds(self, path: Path, state: tuple[int, int]) -> bool:
         """Whether a file was judged in a certain state, see `Inspected`."""
         return _key(path, state) in self._judged

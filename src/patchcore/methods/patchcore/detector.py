@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from patchcore.features.encoder import Encoder
 from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
+from patchcore.methods.patchcore.explaining import explainer
 from patchcore.methods.patchcore.index_file import read_flat_index, read_origins
 from patchcore.methods.patchcore.memory_bank import MemoryBank
 from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, choose_places, expected_bytes
@@ -29,7 +30,7 @@ from patchcore.methods.training_images import TrainingImages
 from patchcore.scoring import anomaly_maps, image_scores, patch_scores
 from patchcore.system.memory import format_bytes
 from patchcore.system.timing import StageTimer, progress_bar
-from patchcore.types import PatchCoreError
+from patchcore.types import Evidence, PatchCoreError
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +229,10 @@ class PatchCore(Detector):
                 grids.append(patch_scores(distances).reshape(patches.shape[:3]))  # (B, h, w)
         with timer("maps"):
             return self._of_batch(grids)
+
+    def explainer(self) -> Callable[[Tensor], tuple[Evidence, ...]]:
+        """Patches of the bank beside those of an image, see `Detector.explainer`."""
+        return explainer(self)
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""
