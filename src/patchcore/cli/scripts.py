@@ -42,3 +42,10 @@ def make_synthetic_mpdd() -> NoReturn:
     from patchcore.cli.synthetic import make_synthetic_mpdd
 
     run_as_process(make_synthetic_mpdd)
+
+
+def predict() -> NoReturn:
+    """Judge new images with a stored model."""
+    from patchcore.cli.predict import predict
+
+    run_as_process(predict)

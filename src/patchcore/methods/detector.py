@@ -26,7 +26,7 @@ from patchcore.methods.training_images import Album, TrainingImages
 from patchcore.settings import from_plain
 from patchcore.system.files import atomic_write
 from patchcore.system.timing import StageTimer
-from patchcore.types import Output, PatchCoreError, Result
+from patchcore.types import Evidence, Output, PatchCoreError, Result
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -158,6 +158,14 @@ class Detector(ABC):
     def expected_bytes(self, num_images: int) -> Mapping[torch.device, int]:
         """What training holds of so many images, by device."""
         return {}
+
+    def explainer(self) -> Callable[[Tensor], tuple[Evidence, ...]]:
+        """What shows of an image (3, H, W) uint8 its most anomalous places, and the good patches nearest to them.
+
+        Raises:
+            PatchCoreError: the method or the stored model has no good patches to show.
+        """
+        raise PatchCoreError(f"{self.method.title} remembers no good patches, so it has nothing to compare with")
 
     # What every detector does
 
@@ -335,9 +343,13 @@ class Detector(ABC):
             },
         )
 
-    def _refuse_untrained(self) -> None:
+    def _refuse_untrained(self, cure: str = "fit it, or load a stored one") -> None:
         if self.training is None:
-            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: fit it, or load a stored one")
+            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: {cure}")
+
+    def explain(self, image: ImageLike) -> tuple[Evidence, ...]:
+        """Show the most anomalous places of an image and what is nearest to them, see `explainer`."""
+        return self.explainer()(Sources([image], self.geometry)[0])
 
     def save(self, folder: str | Path) -> None:
         """Write the detector into a new folder, which appears whole or not at all.
@@ -345,8 +357,7 @@ class Detector(ABC):
         Raises:
             PatchCoreError: it has learnt nothing, or the folder is there already or cannot be written.
         """
-        if self.training is None:
-            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: there is nothing to store")
+        self._refuse_untrained("there is nothing to store")
         if Path(folder).exists() or not Path(folder).name:
             raise PatchCoreError(f"cannot write {str(folder)!r}: expected the name of a new folder for the model")
         with atomic_write(Path(folder)) as aside:

@@ -7,6 +7,7 @@ them raises a PatchCoreError that names the file if it is missing or damaged, wi
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,23 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     ):
         writer = csv.writer(file)
         writer.writerow(header)
-        for row in rows:
-            writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in row)
+        writer.writerows(map(_safe, rows))
+
+
+def csv_line(row: Sequence[object]) -> bytes:
+    """A row as `write_csv` writes it."""
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(_safe(row))
+    return line.getvalue().encode("utf-8", errors="backslashreplace")
+
+
+def as_read(text: str) -> str:
+    """Text as it is after it was written and read."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _safe(row: Sequence[object]) -> list[object]:
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in row]
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:

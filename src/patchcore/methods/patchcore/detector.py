@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from patchcore.features.encoder import Encoder
 from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
+from patchcore.methods.patchcore.explaining import explainer
 from patchcore.methods.patchcore.graph import MemberGraph, PatchCoreGraph
 from patchcore.methods.patchcore.index_file import read_flat_index, read_origins
 from patchcore.methods.patchcore.memory_bank import MemoryBank
@@ -30,7 +31,7 @@ from patchcore.methods.training_images import TrainingImages
 from patchcore.scoring import anomaly_maps, image_scores, patch_scores
 from patchcore.system.memory import format_bytes
 from patchcore.system.timing import StageTimer, progress_bar
-from patchcore.types import PatchCoreError
+from patchcore.types import Evidence, PatchCoreError
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,10 @@ class PatchCore(Detector):
         sides = self.geometry.imagesize, self.geometry.imagesize
         banks = [(member.encoder.graph(), member.embedding, member.bank.features) for member in self.members]
         return PatchCoreGraph([MemberGraph(*parts, self.config.num_nn, sides) for parts in banks])
+
+    def explainer(self) -> Callable[[Tensor], tuple[Evidence, ...]]:
+        """Patches of the bank beside those of an image, see `Detector.explainer`."""
+        return explainer(self)
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""
