@@ -42,3 +42,10 @@ def make_synthetic_mpdd() -> NoReturn:
     from patchcore.cli.synthetic import make_synthetic_mpdd
 
     run_as_process(make_synthetic_mpdd)
+
+
+def calibrate() -> NoReturn:
+    """Calibrate a stored model with images of good parts."""
+    from patchcore.cli.calibrate import calibrate
+
+    run_as_process(calibrate)
