@@ -224,6 +224,7 @@ def test_options_have_their_effect(stored, good, shell, monkeypatch, tmp_path):
     ended = shell(calibrate, stored["patchcore"], good, "--weights_dir", tmp_path)
     assert ended.code == 1
     assert "--weights_dir has no effect with --weights random" in ended.err
+    assert "every --gpu once, got 1 1" in shell(calibrate, stored["patchcore"], good, "--gpu", 1, "--gpu", 1).err
     asked = []
     monkeypatch.setattr(
         "patchcore.system.devices.choose_devices", lambda gpus: asked.append(gpus) or ([], f"not {gpus}")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +15,6 @@ from patchcore.config import DatasetConfig, RunConfig, weights_dir_setting
 from patchcore.methods.method import Method
 
 if TYPE_CHECKING:
-    from patchcore.methods.detector import Detector
     from patchcore.methods.stored_model import StoredModel
 
 log = logging.getLogger(__name__)
@@ -48,8 +47,8 @@ _IMAGES = click.Path(exists=True, path_type=Path)
 
 def load_model(
     ctx: click.Context, folder: Path, methods: Mapping[str, Method], *, gpu: Sequence[int], resize: int | None
-) -> tuple[StoredModel, Detector]:
-    """The stored model in a folder, and its detector on the devices that `--gpu` names.
+) -> tuple[StoredModel, Any]:
+    """The stored model in a folder, and its detector, of whichever class, on the devices that `--gpu` names.
 
     Raises:
         PatchCoreError: there is no model of these methods, it is damaged, or its networks cannot be had.
@@ -58,6 +57,8 @@ def load_model(
     from patchcore.methods.loading import read_with_settings
     from patchcore.system.devices import choose_devices
 
+    if len(set(gpu)) < len(gpu):
+        raise click.UsageError(f"every --gpu once, got {' '.join(map(str, gpu))}")
     # Without the option the weights are looked for where its environment variable says, whatever the model needs.
     chosen = {name: ctx.params[name] for name in ("weights_dir",) if name in names_stated(ctx)}
     model = read_with_settings(folder, methods, resize, chosen)

@@ -49,3 +49,10 @@ def calibrate() -> NoReturn:
     from patchcore.cli.calibrate import calibrate
 
     run_as_process(calibrate)
+
+
+def update_patchcore() -> NoReturn:
+    """Add images of good parts to a stored PatchCore model."""
+    from patchcore.cli.update import update_patchcore
+
+    run_as_process(update_patchcore)

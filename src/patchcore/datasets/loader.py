@@ -49,8 +49,7 @@ class ImageDataset:
         latest = self._latest  # one look, as other threads replace it
         if latest is None or latest[0] != index // VIEWS:
             latest = self._latest = index // VIEWS, self._read(index // VIEWS)
-        turned = torch.rot90(latest[1], index % 4, (1, 2))
-        return turned.flip(2) if index % VIEWS >= 4 else turned
+        return turn(latest[1], index % VIEWS)
 
     def _read(self, index: int) -> torch.Tensor:
         return self.geometry.read(self.samples[index].path)
@@ -110,3 +109,9 @@ class PrefetchLoader:
         if self.pin_memory and torch.cuda.is_available():
             out = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True)
         return torch.stack(rows, out=out).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
+
+
+def turn(image: torch.Tensor, view: int) -> torch.Tensor:
+    """One of the 8 views of a square image (3, S, S): 0 is itself, 1 to 3 are turned, 4 to 7 turned and mirrored."""
+    turned = torch.rot90(image, view % 4, (1, 2))
+    return turned.flip(2) if view >= 4 else turned
