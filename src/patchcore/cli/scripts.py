@@ -49,3 +49,17 @@ def predict() -> NoReturn:
     from patchcore.cli.predict import predict
 
     run_as_process(predict)
+
+
+def calibrate() -> NoReturn:
+    """Calibrate a stored model with images of good parts."""
+    from patchcore.cli.calibrate import calibrate
+
+    run_as_process(calibrate)
+
+
+def update_patchcore() -> NoReturn:
+    """Add images of good parts to a stored PatchCore model."""
+    from patchcore.cli.update import update_patchcore
+
+    run_as_process(update_patchcore)
