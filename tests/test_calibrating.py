@@ -9,11 +9,9 @@ import torch
 import patchcore
 from patchcore.features.workspace import Workspace
 from patchcore.methods import METHODS
-from patchcore.methods.calibrating import calibrate_by_folds
-from patchcore.methods.detector import BatchScores
 from patchcore.methods.fastflow.detector import FastFlow
 from patchcore.methods.patchcore.detector import PatchCore
-from patchcore.methods.training_images import TrainingImages
+from patchcore.methods.training_images import TrainingImages, hash_of
 from patchcore.types import PatchCoreError
 
 SIDE = 64
@@ -84,25 +82,26 @@ def test_too_few_images_to_leave_one_out_are_said_to_be(count, num_nn, caplog):
     assert detector.predict(pixels(1)[0]).verdict is None
 
 
-def test_folds_are_scored_by_what_was_fitted_to_the_others():
-    fitted = []
+def test_folds_are_scored_by_what_was_fitted_to_the_others(monkeypatch):
+    images, fitted = pixels(7), []
+    real = PatchCore.fit_batches
 
-    def fit(photos):
-        fitted.append(photos)
-        mean = float(np.mean(photos))
-        return lambda batch: BatchScores(
-            scores=(batch - mean).abs()[None], maps=(batch - mean).abs()[None, :, None, None].expand(1, -1, 4, 4)
-        )
+    def fit_batches(self, training, *args, **kwargs):
+        fitted.append((self, training.count))
+        return real(self, training, *args, **kwargs)
 
-    found = calibrate_by_folds(7, 3, 0, fit, lambda photos, learn: [torch.tensor(photos, dtype=torch.float64)])
-    assert sorted(len(photos) for photos in fitted) == [4, 5, 5]
-    for i in range(7):
-        (mean,) = (np.mean(photos) for photos in fitted if i not in photos)
-        assert found.scores[0, i] == pytest.approx(abs(i - mean))
-    assert found.kind == "folds"
+    monkeypatch.setattr(PatchCore, "fit_batches", fit_batches)
+    detector = new(fraction=0.2).fit(images, calibration="folds", folds=3)
+    (whole, *of_folds) = fitted
+    assert (whole, detector.calibration.kind) == ((detector, 7), "folds")
+    assert sorted(count for _, count in of_folds) == [4, 5, 5]
+    for i, image in enumerate(images):
+        unseen = [fold for fold, _ in of_folds if hash_of(image) not in {photo.pixels for photo in fold.album.photos}]
+        assert len(unseen) == 1
+        assert detector.calibration.scores[0, i] == pytest.approx(unseen[0].predict(image).score, rel=1e-5)
     for folds in (1, 8):
         with pytest.raises(PatchCoreError, match="from 2 to 7 folds"):
-            calibrate_by_folds(7, folds, 0, fit, lambda photos, learn: [])
+            new(fraction=0.2).fit(images, calibration="folds", folds=folds)
 
 
 def test_every_image_its_own_fold_of_a_whole_bank_is_leaving_one_out():

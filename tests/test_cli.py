@@ -15,6 +15,7 @@ from PIL import Image
 from commands import LITE0, load_and_evaluate_fastflow, patchcore_args, run_patchcore
 from patchcore import __version__
 from patchcore.cli.compare import compare_results
+from patchcore.cli.predict import predict
 from patchcore.cli.synthetic import make_synthetic_mpdd
 from patchcore.results.tables import read_results
 
@@ -65,7 +66,9 @@ def test_help_answers_in_half_a_second(script):
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", [run_patchcore, load_and_evaluate_fastflow, compare_results, make_synthetic_mpdd])
+@pytest.mark.parametrize(
+    "command", [run_patchcore, load_and_evaluate_fastflow, compare_results, make_synthetic_mpdd, predict]
+)
 def test_every_command_tells_its_version(shell, command):
     assert shell(command, "--version").out == f"patchcore, version {__version__}\n"
 

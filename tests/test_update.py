@@ -193,13 +193,12 @@ def test_photos_are_learnt_in_as_many_views_as_before():
 
 
 @pytest.mark.parametrize("settings", [ONE, TWO], ids=["one", "ensemble"])
-def test_new_images_are_scored_by_what_comes_from_others_and_old_scores_are_kept(settings):
+def test_new_images_are_scored_by_what_comes_from_others_and_old_scores_do_not_rise(settings):
     detector = fitted(settings)
     before = detector.calibration
     after = detector.update(pixels(NEW, seed=1)).calibration
     assert (after.kind, len(after)) == ("leave_one_out", OLD + NEW)
-    assert (after.scores[:, :OLD] == before.scores).all()
-    assert (after.pixels >= before.pixels).all()
+    assert (after.scores[:, :OLD] <= before.scores).all()
     for number, member in enumerate(detector.members):
         of_image = int(np.prod(member.grid))
         for image, picture in enumerate(pixels(NEW, seed=1)):
@@ -208,7 +207,7 @@ def test_new_images_are_scored_by_what_comes_from_others_and_old_scores_are_kept
             assert after.scores[number, OLD + image] == pytest.approx(float(distances.amin(dim=1).max()), rel=1e-3)
 
 
-def test_old_scores_are_at_least_what_they_would_be_now():
+def test_old_scores_are_about_what_they_would_be_now():
     detector = fitted()
     old = detector.calibration.scores[0]
     # The same parts under a little noise: rows that come near the old images.
@@ -225,6 +224,9 @@ def test_old_scores_are_at_least_what_they_would_be_now():
         now.append(torch.cdist(patches(detector, [picture]), others).square().amin(dim=1).max().item())
     assert (old * 1.001 >= now).all()
     assert (old > 1.1 * np.array(now)).any()
+    kept = detector.calibration.scores[0, :OLD]  # noise suffers most by the compression of the pictures
+    assert ((kept > 0.9 * np.array(now)) & (kept <= old)).all()
+    assert kept.mean() < old.mean()
 
 
 @pytest.mark.parametrize("kind", [None, "good_images"])
@@ -276,7 +278,6 @@ def test_the_command_writes_a_new_model_and_leaves_the_old_one(saved, good, tmp_
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     rows = len(load(saved).members[0].bank)
     assert f"memory bank: {rows + SHARE} patches, {SHARE} of them new" in ended.err
-    assert "the scores of 5 images learnt before are kept" in ended.err
     new = load(tmp_path / "new")
     assert ended.out.splitlines() == [
         "learnt 4 of 4 images",

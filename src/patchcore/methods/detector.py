@@ -207,7 +207,9 @@ class Detector(ABC):
             leave_one_out=kind == "leave_one_out",
         )
         self.fit_batches(training, Training(seed=seed), record=None if record is None else Path(record))
-        return self.calibrate_by_folds(training, folds, batches) if kind == "folds" else self
+        if kind == "folds":
+            calibrate_by_folds(self, training, folds, batches)
+        return self
 
     def fit_batches(
         self,
@@ -262,32 +264,6 @@ class Detector(ABC):
                 yield self.score(images, timer)
 
         self.calibration = calibrate(kind, parts())
-        return self
-
-    def calibrate_by_folds(
-        self, images: TrainingImages, folds: int, batches: Callable[[Sequence[int], bool], Iterable[Tensor]]
-    ) -> Self:
-        """Calibrate with the photos that it was trained on: every fold is scored by a detector fitted to the others.
-
-        Args:
-            images: what it was trained on.
-            folds: how many, at least 2.
-            batches: (numbers of photos, whether to learn from them: then in all views) -> batches of them.
-
-        Raises:
-            PatchCoreError: there are fewer photos than folds.
-        """
-        self._refuse_untrained()
-        training = self.training or Training()
-
-        def fit(photos: Sequence[int]) -> Callable[[Tensor], BatchScores]:
-            fresh = type(self)(self.config, workspace=self.workspace, **dataclasses.asdict(self.geometry))
-            part = TrainingImages(batches=batches(photos, True), count=len(photos) * images.views, views=images.views)
-            fresh.fit_batches(part, training)
-            timer = StageTimer(self.workspace.device)
-            return torch.inference_mode()(lambda batch: fresh.score(batch, timer))
-
-        self.calibration = calibrate_by_folds(images.count // images.views, folds, training.seed, fit, batches)
         return self
 
     @overload

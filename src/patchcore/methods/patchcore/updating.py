@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from patchcore.system.timing import StageTimer, progress_bar
 from patchcore.types import PatchCoreError
 
 if TYPE_CHECKING:
+    from patchcore.methods.detector import BatchScores
     from patchcore.methods.patchcore.detector import Member, PatchCore
     from patchcore.methods.sources import ImageLike
 
@@ -71,8 +73,7 @@ def update(
         log.info("memory bank: %d patches, %d of them new", len(member.bank), len(chosen))
     if any(member.origins is None for member in members):
         log.info("the model does not say which images its patches come from: they cannot explain verdicts")
-    calibration = calibrate("leave_one_out", detector.of_grids(grids))
-    detector.calibration = _combined(detector.calibration, calibration)
+    detector.calibration = _calibrated(detector, members, grids, batch_size)
     detector.members, detector.album = members, detector.album.joined(album)
     known = training.images is not None
     detector.training = dataclasses.replace(
@@ -212,24 +213,43 @@ def _with_rows(
     return member, grid
 
 
-def _combined(old: Calibration | None, new: Calibration) -> Calibration:
-    """The scores of old and new images left out.
+def _calibrated(
+    detector: PatchCore, members: Sequence[Member], grids: Sequence[Tensor], batch_size: int
+) -> Calibration:
+    """The scores of old and new photos, each left out of the bank that has grown.
 
-    The old ones were taken before the bank grew. A row more can only bring a patch nearer, so they are at least what
-    they would be now: the threshold is too high rather than too low. Of the pixels' quantiles the larger are taken, for
-    the same reason.
+    Of the old ones the pictures in the model are scored, which compression has changed a little. Their stored scores
+    are upper bounds: a row more can only bring a patch nearer. The lower of the two is kept; it is about what the photo
+    itself would get.
+
+    Args:
+        members: with the new rows.
+        grids: of every member, (N, h, w) scores of the new photos.
     """
+    old, new = detector.calibration, detector.of_grids(grids)
     if old is None or old.kind != "leave_one_out":
         if old is not None:
             log.info("calibration: the new images replace %d earlier ones (%s)", len(old), old.kind)
-        return new
-    log.info(
-        "calibration: the scores of %d images learnt before are kept; they may be too high now, which rejects too few"
-        " good parts rather than too many",
-        len(old),
-    )
-    return Calibration(
-        kind="leave_one_out",
-        scores=np.concatenate([old.scores, new.scores], axis=1),
-        pixels=np.maximum(old.pixels, new.pixels),
-    )
+        return calibrate("leave_one_out", new)
+    if not len(detector.album) or any(member.origins is None for member in members):
+        log.info("calibration: by the new images alone, as the model has no pictures of the earlier ones")
+        return calibrate("leave_one_out", new)
+    found = calibrate("leave_one_out", itertools.chain(_of_pictures(detector, members, batch_size), new))
+    scores = found.scores.copy()
+    scores[:, : len(old)] = np.minimum(scores[:, : len(old)], old.scores)
+    return dataclasses.replace(found, scores=scores)
+
+
+def _of_pictures(detector: PatchCore, members: Sequence[Member], batch_size: int) -> Iterator[BatchScores]:
+    """What members say of the old photos by their pictures, each left out."""
+    timer, views = StageTimer(detector.workspace.device), _views(detector)
+    for numbers in torch.arange(len(detector.album), dtype=torch.int32).split(batch_size):
+        pictures = np.stack([detector.album.picture(number) for number in numbers.tolist()])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        grids = []
+        for member in members:
+            patches, of_view = member.embed(pixels, timer).flatten(0, 2), math.prod(member.grid)
+            photos = numbers.repeat_interleave(of_view)
+            scores = member.scores_left_out(patches, photos, of_view * views, detector.config.num_nn)
+            grids.append(scores.reshape(-1, *member.grid))
+        yield from detector.of_grids(grids)
