@@ -226,7 +226,23 @@ def test_old_scores_are_about_what_they_would_be_now():
     assert (old > 1.1 * np.array(now)).any()
     kept = detector.calibration.scores[0, :OLD]  # noise suffers most by the compression of the pictures
     assert ((kept > 0.9 * np.array(now)) & (kept <= old)).all()
+
+
+def test_old_scores_are_taken_anew_from_pictures_where_compression_changes_little():
+    blocks = [np.kron(one, np.ones((16, 16, 1), np.uint8)) for one in pixels(OLD + NEW, seed=2)]
+    blocks = [one[:80, :96] for one in blocks]
+    detector = PatchCore(**ONE, **SPACE).fit(blocks[:OLD])
+    old = detector.calibration.scores[0]
+    detector.update([*blocks[OLD:], *(np.roll(one, 3, axis=1) for one in blocks[:OLD])])  # much like the old ones
+    origins = detector.members[0].origins // OF_IMAGE
+    now = [
+        torch.cdist(patches(detector, [one]), bank(detector)[origins != image]).square().amin(dim=1).max().item()
+        for image, one in enumerate(blocks[:OLD])
+    ]
+    kept = detector.calibration.scores[0, :OLD]
+    assert (kept <= old).all()
     assert kept.mean() < old.mean()
+    np.testing.assert_allclose(kept, now, rtol=0.15)
 
 
 @pytest.mark.parametrize("kind", [None, "good_images"])
