@@ -39,11 +39,11 @@ def report_suspects(
     scores = calibration.scores.mean(axis=0)
     median = float(np.median(scores))
     log.warning(
-        "%s: %d of the %d good images may be none: %s; their median score is %.4g: look at %s",
+        "%s: %d of the %d good images may show no good part: %s; the median score is %.6g: look at %s",
         row,
         len(numbers),
         len(calibration),
-        ", ".join(f"{name} ({scores[number]:.4g})" for name, number in zip(names[:5], numbers, strict=False))
+        ", ".join(f"{name} ({scores[number]:.6g})" for name, number in zip(names[:5], numbers, strict=False))
         + (" ..." if len(names) > 5 else ""),
         median,
         folder.suspects_picture(row),
@@ -53,7 +53,7 @@ def report_suspects(
     write_csv(folder.suspects(row), ["path", "score", "outlyingness"], table)
     typical = [int(i) for i in np.argsort(np.abs(scores - median)) if i not in numbers][:_TYPICAL]
     entries = [
-        (geometry.picture(geometry.open(samples[i].path)), f"{samples[i].path.name}\nscore {scores[i]:.4g}", suspicious)
+        (geometry.picture(geometry.open(samples[i].path)), f"{samples[i].path.name}\nscore {scores[i]:.6g}", suspicious)
         for chosen, suspicious in ((numbers[:_MOST_SHOWN], True), (typical, False))
         for i in chosen
     ]
