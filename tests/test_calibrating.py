@@ -10,6 +10,7 @@ import patchcore
 from patchcore.features.workspace import Workspace
 from patchcore.methods import METHODS
 from patchcore.methods.fastflow.detector import FastFlow
+from patchcore.methods.patchcore import detector as detector_module
 from patchcore.methods.patchcore.detector import PatchCore
 from patchcore.methods.training_images import TrainingImages, hash_of
 from patchcore.types import PatchCoreError
@@ -80,6 +81,18 @@ def test_too_few_images_to_leave_one_out_are_said_to_be(count, num_nn, caplog):
     assert detector.calibration is None
     assert "not calibrated, so there are no verdicts: without one of the" in caplog.text
     assert detector.predict(pixels(1)[0]).verdict is None
+
+
+def test_what_takes_long_is_done_only_where_it_is_asked_for(monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(detector_module, "CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr(detector_module, "CHEAP_SHARE", 0.0)
+    images = pixels(4)
+    assert new().fit(images).calibration is None
+    assert "--calibration leave_one_out does it all the same" in caplog.text
+    assert len(new().fit(images, calibration="leave_one_out").calibration) == 4
+    monkeypatch.setattr(detector_module, "CHEAP_SHARE", 1.0)
+    assert len(new().fit(images).calibration) == 4
 
 
 def test_folds_are_scored_by_what_was_fitted_to_the_others(monkeypatch):

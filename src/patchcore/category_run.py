@@ -213,6 +213,7 @@ class CategoryRun:
             views=VIEWS if dataset.augment else 1,
             names=[Path(os.path.relpath(sample.path, dataset.root)).as_posix() for sample in category.train],
             leave_one_out=kind == "leave_one_out",
+            if_cheap=self.config.calibration is None,
         )
         detector.fit_batches(training_images, training, timer=timer, record=self.folder.trainings / category.row)
         if kind in ("held_out", "folds"):

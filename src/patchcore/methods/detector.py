@@ -184,8 +184,8 @@ class Detector(ABC):
         Args:
             images: a folder of image files, or images as `predict` takes them.
             seed: source of all random choices.
-            calibration: "leave_one_out", "folds" or "none"; None takes the first where the method can do it, else the
-                last. Verdicts need one.
+            calibration: "leave_one_out", "folds" or "none"; None takes the first where the method can do it and it
+                costs little, else the last. Verdicts need one.
             folds: how many detectors are fitted for "folds", each to the images of the other folds.
             batch_size: images at a time.
             record: folder for a record of the training; FastFlow goes on from the state that it finds there.
@@ -205,6 +205,7 @@ class Detector(ABC):
             count=len(sources),
             names=[Path(x).name if isinstance(x, str | Path) else f"image {i}" for i, x in enumerate(photos)],
             leave_one_out=kind == "leave_one_out",
+            if_cheap=calibration is None,
         )
         self.fit_batches(training, Training(seed=seed), record=None if record is None else Path(record))
         if kind == "folds":

@@ -18,6 +18,8 @@ from patchcore.methods.stored_model import Photo
 from patchcore.types import PatchCoreError
 
 PICTURES_FILE = "training_images.zip"
+CHEAP_SECONDS = 10.0  # a calibration of no more is cheap,
+CHEAP_SHARE = 0.1  # and so is one that takes no more of the training
 _QUALITY = 90  # of the JPEG files in it
 
 
@@ -31,6 +33,7 @@ class TrainingImages:
         views: how many of them show the same photo, turned and mirrored, one after the other.
         names: of the photos; empty where they have none.
         leave_one_out: whether the detector should say of each photo what it would say had it not learnt it.
+        if_cheap: whether it may do without that where it takes long, see `CHEAP_SECONDS` and `CHEAP_SHARE`.
     """
 
     batches: Iterable[Tensor]
@@ -38,6 +41,7 @@ class TrainingImages:
     views: int = 1
     names: Sequence[str] = ()
     leave_one_out: bool = False
+    if_cheap: bool = False
 
 
 class Album:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from patchcore.methods.patchcore.sampler import kept_of, sample
 from patchcore.methods.patchcore.search import Apart
 from patchcore.methods.patchcore.updating import update
 from patchcore.methods.sources import ImageLike
-from patchcore.methods.training_images import TrainingImages
+from patchcore.methods.training_images import CHEAP_SECONDS, CHEAP_SHARE, TrainingImages
 from patchcore.scoring import anomaly_maps, image_scores, patch_scores
 from patchcore.system.timing import StageTimer, progress_bar
 from patchcore.types import Evidence, PatchCoreError
@@ -170,7 +171,7 @@ class PatchCore(Detector):
             for member, store in zip(self.members, stores, strict=True):
                 store.add(member.embed(batch, timer))
         grids: list[Tensor] = []
-        leave_one_out = images.leave_one_out
+        leave_one_out, begin = images.leave_one_out, time.perf_counter()
         for member in self.members:  # one after the other, so that only one member's patches and bank coexist
             features = stores.pop(0).features()
             thinning = self.config.thinning
@@ -185,10 +186,28 @@ class PatchCore(Detector):
                     images.count // images.views,
                 )
                 leave_one_out = False
+            if leave_one_out and images.if_cheap:
+                leave_one_out = self._is_cheap(member, features, images, time.perf_counter() - begin)
             if leave_one_out:
                 with timer("calibration"):
                     grids.append(self.left_out(member, features, images))
         return self.of_grids(grids) if leave_one_out else None
+
+    def _is_cheap(self, member: Member, features: Tensor, images: TrainingImages, spent: float) -> bool:
+        """Whether leaving every photo out takes little beside the seconds that were spent; says so if it does not."""
+        of_photo = math.prod(member.grid) * images.views
+        photos, begin = images.count // images.views, time.perf_counter()
+        few = min(_LEFT_OUT_AT_A_TIME, photos)
+        self.left_out(member, features[: few * of_photo], images)
+        expected = (time.perf_counter() - begin) / few * photos * len(self.members)
+        if expected <= max(CHEAP_SECONDS, CHEAP_SHARE * (spent + expected)):
+            return True
+        log.warning(
+            "not calibrated, so there are no verdicts: that would take about %.0f s, more than a tenth of the training;"
+            " --calibration leave_one_out does it all the same",
+            expected,
+        )
+        return False
 
     def update(
         self,
