@@ -232,7 +232,8 @@ class Detector(ABC):
         sources = _Sources(_listed(images), self.geometry)
         if not len(sources):
             return []
-        output = self.predict_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS))
+        readers = _READERS if len(sources) > 1 else 0  # one image has nothing to be read beside it
+        output = self.predict_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=readers))
         maps = output.maps[0] if len(output.maps) == 1 else output.maps.mean(axis=0)
         results = [
             Result(score=float(scores.mean()), map=one, member_scores=tuple(scores.tolist()))
