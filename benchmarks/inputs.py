@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.machine import Floors
 from patchcore.datasets.geometry import Geometry
+from patchcore.datasets.images import load_image
 from patchcore.datasets.layout import scan_test, scan_train
 from patchcore.datasets.loader import VIEWS, ImageDataset
 from patchcore.features.workspace import Workspace
@@ -19,6 +23,7 @@ from patchcore.methods.patchcore.coreset import approx_initial_distances, greedy
 from patchcore.methods.patchcore.detector import Member, PatchCore
 from patchcore.synthetic.generate import generate, render
 from patchcore.system.timing import StageTimer
+from patchcore.types import Sample
 
 GEOMETRY = Geometry(resize=256, imagesize=224)
 GRID = 28 * 28  # patches of an image at that size
@@ -92,12 +97,16 @@ class Inputs:
             pictures = [render(CATEGORY, folders[i % len(folders)], i // len(folders)).image for i in range(count)]
             images = [torch.from_numpy(picture)[16:240, 16:240].permute(2, 0, 1) for picture in pictures]
             return torch.stack(images)
-        samples = self._samples[test]
-        samples = samples[:: max(1, len(samples) // count)][:count]  # of the test images all kinds
+        samples = _spread(self._samples[test], count)
         if count > VIEWS * len(samples):
             raise ValueError(f"{len(samples)} images give {VIEWS * len(samples)} views, {count} were asked for")
         views = ImageDataset(samples, GEOMETRY, augment=True)  # all views of an image in a row
         return torch.stack([views[i % len(samples) * VIEWS + i // len(samples)] for i in range(count)])
+
+    def pictures(self, count: int) -> list[NDArray[np.uint8]]:
+        """At most `count` test images of all kinds as they are decoded: (H, W, 3) uint8, not resized."""
+        samples, _ = scan_test(self.data_folder, CATEGORY)
+        return [np.asarray(load_image(sample.path)) for sample in _spread(samples, count)]
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -158,3 +167,8 @@ class Inputs:
             picks = int(FRACTION * count * GRID)
             self._coresets[count] = greedy_order(self.points(count), self.start(count), picks)
         return self.embeddings(count)[self._coresets[count].to(self.settings.device)]
+
+
+def _spread(samples: Sequence[Sample], count: int) -> Sequence[Sample]:
+    """At most `count` of the samples, over their whole length: of test images all kinds."""
+    return samples[:: max(1, len(samples) // count)][:count]

@@ -1,4 +1,5 @@
 import builtins
+import threading
 
 import numpy as np
 import pytest
@@ -199,26 +200,64 @@ def test_flat_search_takes_over_where_pruning_does_not_pay(queries, k):
     assert asked == [(len(queries), k)]
 
 
-def test_workers_of_the_pruned_search(always_prune, monkeypatch):
-    pools = []
-
-    class Pool(pruned_search.ThreadPoolExecutor):
-        def __init__(self, workers, **kwargs):
-            pools.append(workers)
-            super().__init__(workers, **kwargs)
-
-    monkeypatch.setattr(pruned_search, "ThreadPoolExecutor", Pool)
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        for num_workers, expected in ((1, 1), (2, 2), (8, 2), (None, 2)):
-            pools.clear()
-            assert_exact(clusters(300, 64, 1), clusters(500, 64, 2), 1, torch.float32, num_workers)
-            assert set(pools) <= {1, expected}  # small batches are the work of one
-            assert max(pools) == expected
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, 1), (2, 2), (8, 2), (None, 2)])
+def test_workers_have_one_torch_thread_each_and_the_caller_is_one_of_them(two_threads, workers, expected):
+    together = threading.Barrier(expected)  # passed by so many threads at once, no fewer
+    seen = []
+
+    def double(item):
+        together.wait(timeout=30)
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        return 2 * item
+
+    assert pruned_search.by_single_threads(double, range(2 * expected), workers) == [*range(0, 4 * expected, 2)]
+    assert len({thread for thread, _ in seen}) == expected
+    assert threading.get_ident() in {thread for thread, _ in seen}
+    assert {threads for _, threads in seen} == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_of_a_worker_is_raised_and_the_threads_come_back(two_threads):
+    together = threading.Barrier(2)
+
+    def fail(thread):
+        together.wait(timeout=30)
+        if (threading.get_ident() == here) == thread:
+            raise ZeroDivisionError
+
+    here = threading.get_ident()
+    for of_caller in (True, False):
+        with pytest.raises(ZeroDivisionError):
+            pruned_search.by_single_threads(fail, [of_caller] * 2, None)
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "most", "blocks"),
+    [(1, 512, [500]), (2, 512, [250, 250]), (None, 512, [250, 250]), (None, 200, [125] * 4)],
+)
+def test_the_workers_of_a_search_get_as_much_work_each(
+    always_prune, two_threads, monkeypatch, num_workers, most, blocks
+):
+    sizes = []
+    survivors = PrunedSearch._survivors
+
+    def watched(self, block, k):
+        sizes.append(len(block[0]))
+        return survivors(self, block, k)
+
+    monkeypatch.setattr(PrunedSearch, "_survivors", watched)
+    monkeypatch.setattr(pruned_search, "BLOCK", most * 304)  # 300 rows and the padding to groups of 16
+    assert_exact(clusters(300, 64, 1), clusters(500, 64, 2), 1, torch.float32, num_workers)
+    assert sizes == [32, 32, *blocks]  # the probes come first
 
 
 def test_bank_prunes_where_it_is_large_and_wide():

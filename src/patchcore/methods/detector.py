@@ -301,7 +301,8 @@ class Detector(ABC):
         sources = Sources(listed(images), self.geometry)
         if not len(sources):
             return []
-        output = self.predict_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS))
+        readers = _READERS if len(sources) > 1 else 0  # one image has nothing to be read beside it
+        output = self.predict_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=readers))
         results = judge.results(output, sources.sizes, self.geometry)
         return results if isinstance(images, list | tuple) else results[0]
 

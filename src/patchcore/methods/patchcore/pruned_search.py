@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -43,25 +44,48 @@ def principal_directions(centred: Tensor, number: int) -> Tensor:
     return basis
 
 
-def by_single_threads(function: Callable[[Item], Made], items: Iterable[Item], workers: int | None) -> list[Made]:
+def by_single_threads(function: Callable[[Item], Made], items: Sequence[Item], workers: int | None) -> list[Made]:
     """`function` of each item, by so many workers (at most torch's threads, None: as many) with one torch thread each.
 
     Threads that meet after every small operation, as torch's do, wait for each other far longer than they compute,
-    the more so on a busy machine. Meanwhile torch elsewhere in the process may get one thread, too.
+    the more so on a busy machine. The calling thread is one of the workers. Meanwhile torch elsewhere in the process
+    may get one thread, too.
     """
     threads = torch.get_num_threads()
+    helpers = min(workers or threads, threads, len(items)) - 1
+    left = deque(enumerate(items))
+    made: dict[int, Made] = {}
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        while True:
+            try:
+                number, item = left.popleft()
+            except IndexError:
+                return
+            made[number] = function(item)
+
     try:
-        with ThreadPoolExecutor(
-            min(workers or threads, threads), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            return list(pool.map(function, items))
+        with ThreadPoolExecutor(max(helpers, 1)) as pool:
+            others = [pool.submit(work) for _ in range(helpers)]
+            work()
+        for other in others:
+            other.result()
+        return [made[number] for number in range(len(items))]
     finally:
         torch.set_num_threads(threads)
 
 
-def _of(apart: Apart | None, queries: NDArray[np.int64]) -> Apart | None:
-    """The groups of some of the queries."""
-    return None if apart is None else Apart(apart.queries[queries], apart.rows)
+@lru_cache(maxsize=16)
+def choose_probes(count: int) -> NDArray[np.int64]:
+    """Numbers of PROBES of `count` queries; drawing them takes 0.2 ms, and the batches of a run are of one size."""
+    return np.random.default_rng(0).choice(count, PROBES, replace=False)
+
+
+def _blocks(queries: Tensor, apart: Apart | None, size: int) -> list[tuple[Tensor, Apart | None]]:
+    """Every `size` queries with their groups."""
+    groups = itertools.repeat(None) if apart is None else apart.split(size)
+    return list(zip(queries.split(size), groups, strict=False))
 
 
 class PrunedSearch:
@@ -144,14 +168,17 @@ class PrunedSearch:
         if not (self._stretch * longest).square().isfinite():  # nothing can be proved with nan or overflow
             return self._flat(queries, k, apart)
         survivors = partial(self._survivors, k=k)
-        probes = np.random.default_rng(0).choice(len(queries), PROBES, replace=False)
-        [(_, kept)] = by_single_threads(survivors, [(queries[probes], _of(apart, probes))], 1)
-        if len(kept) > SURVIVORS * PROBES * len(self._bank):
+        numbers = choose_probes(len(queries))
+        groups = None if apart is None else Apart(apart.queries[numbers], apart.rows)
+        probes = _blocks(queries[numbers], groups, PROBES // 2)  # halves, since all wait for them
+        kept = sum(len(rows) for _, rows in by_single_threads(survivors, probes, self._num_workers))
+        if kept > SURVIVORS * PROBES * len(self._bank):
             return self._flat(queries, k, apart)
-        share = math.ceil(len(queries) / (self._num_workers or torch.get_num_threads()))
-        block = min(max(BLOCK // len(self._rows), 64), max(share, 64), 512)
-        groups = itertools.repeat(None) if apart is None else apart.split(block)
-        found = by_single_threads(survivors, zip(queries.split(block), groups, strict=False), self._num_workers)
+        workers = self._num_workers or torch.get_num_threads()
+        most = min(max(BLOCK // len(self._rows), 64), 512)
+        rounds = math.ceil(len(queries) / (most * workers))
+        block = max(math.ceil(len(queries) / (rounds * workers)), 64)  # as much work for one as for another
+        found = by_single_threads(survivors, _blocks(queries, apart, block), self._num_workers)
         query = np.concatenate([i * block + pairs[0] for i, pairs in enumerate(found)])
         return self._nearest(queries, k, query, np.concatenate([pairs[1] for pairs in found]))
 
