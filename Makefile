@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade --quiet pip
-	$(BIN)/python -m pip install --quiet --editable '.[offline,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[offline,export,dev]'
 	touch $@
 
 demo: install
@@ -52,7 +52,7 @@ $(OLDEST)/.installed: pyproject.toml
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	printf "faiss-gpu; sys_platform == 'never'\n" > $(OLDEST)/overrides.txt
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
-	    --overrides $(OLDEST)/overrides.txt --editable '.[offline,dev]' 'faiss-cpu>=1.14'
+	    --overrides $(OLDEST)/overrides.txt --editable '.[offline,export,dev]' 'faiss-cpu>=1.14'
 	touch $@
 
 # DATAPATH=FOLDER takes the images of a data set with the category metal_plate instead of drawn ones.

@@ -46,14 +46,12 @@ class Shell:
         return Ended(code, captured.out, captured.err)
 
 
-def scores_without_verdict(path: Path) -> list[dict[str, str]]:
-    """The lines of a scores CSV as text, without what the held-out images of a training say of them."""
+def score_lines(path: Path, *, verdicts: bool = True) -> list[dict[str, str]]:
+    """The lines of a scores CSV as text, with or without what a calibration says."""
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
-    return [
-        {name: cell for name, cell in line.items() if name not in ("decision_value", "rejected", "p_value")}
-        for line in lines
-    ]
+    left_out = () if verdicts else ("decision_value", "rejected", "p_value")
+    return [{name: cell for name, cell in line.items() if name not in left_out} for line in lines]
 
 
 def patchcore_args(

@@ -15,6 +15,7 @@ from PIL import Image
 from commands import LITE0, load_and_evaluate_fastflow, patchcore_args, run_patchcore
 from patchcore import __version__
 from patchcore.cli.compare import compare_results
+from patchcore.cli.predict import predict
 from patchcore.cli.synthetic import make_synthetic_mpdd
 from patchcore.results.tables import read_results
 
@@ -65,7 +66,9 @@ def test_help_answers_in_half_a_second(script):
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", [run_patchcore, load_and_evaluate_fastflow, compare_results, make_synthetic_mpdd])
+@pytest.mark.parametrize(
+    "command", [run_patchcore, load_and_evaluate_fastflow, compare_results, make_synthetic_mpdd, predict]
+)
 def test_every_command_tells_its_version(shell, command):
     assert shell(command, "--version").out == f"patchcore, version {__version__}\n"
 
@@ -106,7 +109,8 @@ def test_a_run_leaves_what_the_readme_names(run):
     assert header.startswith("Row Names,instance_auroc,full_pixel_auroc,anomaly_pixel_auroc,")
     assert [row.split(",")[0] for row in rows] == ["mpdd_metal_plate", "mpdd_bracket_white", "Mean"]
     model = folder / "models" / "mpdd_metal_plate"
-    assert {path.name for path in model.iterdir()} == {"nnscorer_search_index.faiss", "model.json"}
+    files = {"nnscorer_search_index.faiss", "origins.npy", "training_images.zip", "model.json"}
+    assert {path.name for path in model.iterdir()} == files
     pictures = [path.name for path in (folder / "segmentation_images" / "mpdd_metal_plate").iterdir()]
     entries = scores_of(folder)
     expected = {
@@ -230,7 +234,7 @@ def test_augmentation_remembers_eight_views(run):
 
 
 def test_held_out_images_set_a_threshold(run):
-    _, without = run(run=("--save_anomaly_scores",))
+    _, without = run(run=("--save_anomaly_scores", "--calibration", "none"))
     assert {entry["rejected"] for entry in scores_of(without)} == {""}
     _, folder = run(run=("--save_anomaly_scores", "--log_group", "split"), dataset=(*PLATE, "--train_val_split", "0.5"))
     threshold, entries = row_of(folder)["threshold"], scores_of(folder)

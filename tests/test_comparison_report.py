@@ -11,6 +11,7 @@ import pytest
 
 from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_fastflow, run_patchcore
 from hand_made import BANK, FLOW, FLOW_RUN, write_run
+from patchcore.calibration import clopper_pearson
 from patchcore.cli.compare import compare_results
 from patchcore.results.columns import METRICS
 from patchcore.results.tables import read_defect_types, read_results
@@ -87,9 +88,14 @@ def test_costs_defect_types_and_thresholds_come_from_the_runs(two_methods, compa
     assert float(found["instance_auroc"]) == pytest.approx(mean(rust))
     assert found["sources"] == "ten0/defect_types.csv; ten1/defect_types.csv"
     for row in table("thresholds"):
-        files = [read_results(two_methods / source) for source in row["sources"].split("; ")]
-        expected = mean(file[f"mpdd_{row['category']}"]["defects_caught"] for file in files)
-        assert float(row["defects_caught"]) == pytest.approx(expected)
+        numbers = read_results(two_methods / row["sources"])[f"mpdd_{row['category']}"]
+        assert float(row["defects_caught"]) == numbers["defects_caught"]
+        count, of = int(row["caught"].split()[0]), int(row["caught"].split()[2].rstrip(","))
+        low, high = clopper_pearson(count, of)
+        assert (of, count / of) == (numbers["defective_images"], numbers["defects_caught"])
+        assert row["caught"].endswith(f"[{low:.0%} to {high:.0%}]".replace("%", " %"))
+    seeds = [row["seed"] for row in table("thresholds") if (row["category"], row["method"]) == ("plate", BANK)]
+    assert seeds == ["0", "1"]
 
 
 def test_markdown_terminal_and_page_show_the_same_numbers(two_methods, compare, tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from image_files import sample
+from patchcore.calibration import Verdict
 from patchcore.evaluation import ensemble_mean, measure, measure_defect_types, min_max_normalise, predictions_of
-from patchcore.scoring import Verdict
 from patchcore.types import Output
 
 DEFECTS = ("good", "good", "rust", "scratches")
@@ -68,6 +68,7 @@ VERDICT = Verdict(
     threshold=2.5,
     rejected=np.array([False, True, False, True]),
     p_values=np.full(4, 0.5),
+    rate=0.05,
 )
 
 

@@ -17,7 +17,7 @@ from commands import (
     patchcore_args,
     run_fastflow,
     run_patchcore,
-    scores_without_verdict,
+    score_lines,
 )
 from patchcore.backbones.build import load_backbone
 from patchcore.features import encoder
@@ -414,4 +414,4 @@ def test_stored_models_take_their_maps_from_the_cache(run, shell, parts, tmp_pat
         assert read_results(again / "results.csv")["Mean"]["cached_share"] == 1
         scores = "anomaly_scores/mpdd_metal_plate.csv"
         first = tmp_path / "project" / group
-        assert scores_without_verdict(again / scores) == scores_without_verdict(first / scores)
+        assert score_lines(again / scores) == score_lines(first / scores)

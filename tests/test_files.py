@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from patchcore.system.files import atomic_write, remove_unless
+from patchcore.system.files import atomic_write, remove_leftovers, remove_unless
 from patchcore.types import PatchCoreError
 
 
@@ -16,6 +16,20 @@ def test_a_file_appears_when_it_is_whole_and_replaces_the_old(tmp_path):
             assert not path.exists() or path.read_text() == "old"
         assert path.read_text() == text
     assert [file.name for file in path.parent.iterdir()] == ["x.txt"]
+
+
+def test_what_a_process_that_was_killed_left_is_removed(tmp_path):
+    (tmp_path / "deep").mkdir()
+    kept = [tmp_path / ".mine.tmp", tmp_path / "deep" / ("0" * 32 + ".tmp")]
+    for path in kept:
+        path.write_text("kept")
+    with atomic_write(tmp_path / "deep" / "x") as aside:
+        aside.write_text("moved")
+        (tmp_path / aside.name).write_text("left")
+        (tmp_path / "deep" / f"{aside.name[:-5]}{'0' if aside.name[-5] != '0' else '1'}.tmp").write_text("left")
+    kept.append(tmp_path / "deep" / "x")
+    remove_leftovers(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -22,7 +22,7 @@ FLOORS = [
     {"methods", "results"},
     {"evaluation", "provenance", "suspects"},
     {"category_run"},
-    {"experiment", "comparison"},
+    {"experiment", "comparison", "inspection"},
     {"cli"},
 ]
 # Each method has a room of its own in `methods`; the modules beside them serve all of them, and know none.

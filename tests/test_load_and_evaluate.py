@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import older_formats
-from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore, scores_without_verdict
+from commands import LITE0, load_and_evaluate_patchcore, patchcore_args, run_patchcore, score_lines
 from patchcore.backbones.build import load_backbone
 from patchcore.results.tables import read_results
 
@@ -24,7 +24,6 @@ COSTS = (
     "peak_",
     "model_mib",
 )  # columns that differ from run to run, or are of training
-OF_HELD_OUT = ("threshold", "defects_caught", "false_rejects")  # columns of a training alone
 
 # An ensemble of three networks, each with its own layers.
 ENSEMBLE = (
@@ -86,25 +85,24 @@ def each(run):
     return [run / "models" / row for row in ROWS]
 
 
-def scores_of(folder, row):
-    return scores_without_verdict(folder / "anomaly_scores" / f"{row}.csv")
+def scores_of(folder, row, **how):
+    return score_lines(folder / "anomaly_scores" / f"{row}.csv", **how)
 
 
-def metrics_of(folder):
+def metrics_of(folder, verdicts=True):
+    left_out = COSTS if verdicts else (*COSTS, "threshold", "defects_caught", "false_rejects")
     return {
-        row: {
-            name: value
-            for name, value in columns.items()
-            if name not in OF_HELD_OUT and not any(cost in name for cost in COSTS)
-        }
+        row: {name: value for name, value in columns.items() if not any(part in name for part in left_out)}
         for row, columns in read_results(folder / "results.csv").items()
     }
 
 
-def assert_same_numbers(run, evaluation):
+def assert_same_numbers(run, evaluation, verdicts=True):
+    """`verdicts` is False where the model that was evaluated has no calibration."""
     for row in ROWS:
-        assert scores_of(evaluation, row) == scores_of(run, row)
-    expected, found = metrics_of(run), metrics_of(evaluation)
+        assert scores_of(evaluation, row, verdicts=verdicts) == scores_of(run, row, verdicts=verdicts)
+        assert bool(scores_of(evaluation, row)[0]["p_value"]) == verdicts
+    expected, found = metrics_of(run, verdicts), metrics_of(evaluation, verdicts)
     assert list(found) == [*ROWS, "Mean"]
     for row in expected:
         assert str(found[row]) == str(expected[row])  # as text, where nan equals nan
@@ -130,8 +128,7 @@ def test_geometry_comes_from_the_model_and_no_image_is_held_out(train, evaluate)
     ended, evaluation = evaluate(*each(run))
     assert ended.code == 0, ended.err
     assert_same_numbers(run, evaluation)
-    assert "threshold" in read_results(run / "results.csv")["mpdd_metal_plate"]
-    assert "threshold" not in read_results(evaluation / "results.csv")["mpdd_metal_plate"]
+    assert "threshold" in read_results(evaluation / "results.csv")["mpdd_metal_plate"]
     settings = yaml.safe_load((evaluation / "config.yaml").read_text())
     assert [settings["dataset"][name] for name in ("resize", "imagesize")] == [96, 64]
     assert [settings["models"]["metal_plate"][name] for name in ("seed", "train_val_split")] == [7, 0.5]
@@ -212,7 +209,7 @@ def test_more_neighbours_can_be_asked_for(train, session_run, evaluate):
     three = train(patch_core=(*RANDOM, "--anomaly_scorer_num_nn", "3"), group="three")
     ended, evaluation = evaluate(*each(session_run), loader=("--anomaly_scorer_num_nn", "3"))
     assert ended.code == 0, ended.err
-    assert_same_numbers(three, evaluation)
+    assert_same_numbers(three, evaluation, verdicts=False)  # it was calibrated with one neighbour
     assert yaml.safe_load((evaluation / "config.yaml").read_text())["overrides"] == {"num_nn": 3}
 
 
@@ -387,7 +384,7 @@ def test_a_folder_of_version_0_1_gives_the_same_numbers(train, evaluate, tmp_pat
     older = [older_formats.patchcore_format_1(model, tmp_path / "older" / model.name) for model in each(run)]
     ended, evaluation = evaluate(*older)
     assert ended.code == 0, ended.err
-    assert_same_numbers(run, evaluation)
+    assert_same_numbers(run, evaluation, verdicts=False)
     ended, newer = evaluate(*each(run), run=("--log_group", "newer"))
     assert ended.code == 0, ended.err
     of_older, of_newer = (
@@ -455,27 +452,27 @@ def originals(session_run, tmp_path, monkeypatch):
 def test_a_folder_of_the_original_gives_the_numbers_of_its_bank(session_run, originals, evaluate):
     ended, evaluation = evaluate(*originals(), dataset=("--resize", "96", *BOTH))
     assert ended.code == 0, ended.err
-    assert_same_numbers(session_run, evaluation)
+    assert_same_numbers(session_run, evaluation, verdicts=False)
 
 
 def test_an_ensemble_of_the_original_loads(train, originals, evaluate):
     run = train(patch_core=[part.replace(".seed-1", "").replace(".seed-2", "") for part in ENSEMBLE])
     ended, evaluation = evaluate(*originals(run), dataset=("--resize", "96", *BOTH))
     assert ended.code == 0, ended.err
-    assert_same_numbers(run, evaluation)
+    assert_same_numbers(run, evaluation, verdicts=False)
 
 
 def test_the_original_scored_with_one_neighbour(train, session_run, originals, evaluate):
     folders = originals(anomaly_scorer_num_nn=3)
     ended, evaluation = evaluate(*folders, dataset=("--resize", "96", *BOTH))
     assert f"{folders[0]}: stored with --anomaly_scorer_num_nn 3, but the original scored with 1" in ended.err
-    assert_same_numbers(session_run, evaluation)
+    assert_same_numbers(session_run, evaluation, verdicts=False)
 
     three = train(patch_core=(*RANDOM, "--anomaly_scorer_num_nn", "3"), group="three")
     loader = ("--anomaly_scorer_num_nn", "3")
     again = ("--log_group", "again")
     _, evaluation = evaluate(*folders, run=again, loader=loader, dataset=("--resize", "96", *BOTH))
-    assert_same_numbers(three, evaluation.with_name("again"))
+    assert_same_numbers(three, evaluation.with_name("again"), verdicts=False)
 
 
 def test_the_resize_of_the_original_is_paired_or_asked_for(originals, evaluate):

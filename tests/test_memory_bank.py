@@ -9,7 +9,7 @@ from patchcore.methods.patchcore import memory_bank, pruned_search, search
 from patchcore.methods.patchcore.index_file import read_flat_index, write_flat_index
 from patchcore.methods.patchcore.memory_bank import MemoryBank
 from patchcore.methods.patchcore.pruned_search import PrunedSearch
-from patchcore.methods.patchcore.search import FaissSearch, TorchSearch
+from patchcore.methods.patchcore.search import Apart, FaissSearch, TorchSearch, spread
 from patchcore.scoring import patch_scores
 from patchcore.types import PatchCoreError
 
@@ -49,7 +49,7 @@ def test_search_equals_sorted_distances(search, k):
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=0)
 
 
-def refuse_flat(queries, k):
+def refuse_flat(queries, k, apart=None):
     raise AssertionError("the flat search was asked")
 
 
@@ -89,6 +89,38 @@ def test_pruned_search_is_exact(always_prune, dtype, k, data, size):
     # 83 rows are no multiple of a group, and fewer than the 100 directions of 400 columns.
     dimension = 128 if size == 700 else 400
     assert_exact(data(size, dimension, 1), data(150, dimension, 2), k, dtype)
+
+
+def expected_apart(bank, queries, k, apart):
+    differences = (queries.double()[:, None] - bank.double()).square().sum(dim=2)
+    differences[apart.queries[:, None] == apart.rows] = torch.inf
+    return differences.sort(dim=1).values[:, :k]
+
+
+@both_dtypes
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("data", [clusters, gaussian])
+def test_pruned_search_leaves_rows_of_the_own_group_out(always_prune, dtype, k, data):
+    bank = data(600, 128, 1)
+    queries = bank[:400] + 0.01  # whose nearest row is their own
+    apart = Apart((torch.arange(400) // 40).int(), (torch.arange(600) // 40).int())
+    found = PrunedSearch(bank, refuse_flat, dtype=dtype)(queries, k, apart)
+    torch.testing.assert_close(found.double(), expected_apart(bank, queries, k, apart), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("search", [*SEARCHES, "shards", "pruned, few queries"])
+def test_every_search_leaves_rows_of_the_own_group_out(search):
+    make = SEARCHES | {
+        "shards": lambda bank: spread(bank, [torch.device("cpu")] * 3, TorchSearch),
+        "pruned, few queries": lambda bank: PrunedSearch(bank, TorchSearch(bank)),
+    }
+    bank = gaussian(100, 40, 1)
+    queries, groups = bank[10:40] + 0.01, torch.randint(5, (100,), generator=torch.Generator().manual_seed(0)).int()
+    groups[:34] = 0  # a whole shard
+    apart = Apart(groups[10:40], groups)
+    found = make[search](bank)(queries, 2, apart)
+    torch.testing.assert_close(found.double(), expected_apart(bank, queries, 2, apart), rtol=1e-5, atol=0)
+    assert apart.left == min(100 - int((groups == one).sum()) for one in apart.queries)
 
 
 @both_dtypes
@@ -158,7 +190,7 @@ def test_pruned_search_allows_for_what_rounding_moves(always_prune, dtype, sprea
 def test_flat_search_takes_over_where_pruning_does_not_pay(queries, k):
     asked = []
 
-    def flat(queries, k):
+    def flat(queries, k, apart):
         asked.append((len(queries), k))
         return torch.zeros(len(queries), k)
 

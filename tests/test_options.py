@@ -157,7 +157,9 @@ def test_every_setting_of_a_run_is_an_option_in_front_of_the_stages(command):
     params = {param.name: param for param in command.params}
     for field in dataclasses.fields(RunConfig):
         known = settings_of(RunConfig)[field.name]
-        if field.name != "save_model":
+        if field.name in ("calibration", "calibration_folds") and evaluates:
+            assert field.name not in params  # stored models have theirs
+        elif field.name != "save_model":
             assert_spelt_and_defaulted(field, known, params.pop(field.name))
         elif not evaluates:
             assert params.pop("save_model").is_flag
@@ -246,12 +248,12 @@ def test_a_command_line_without_options_gives_the_configurations_defaults(monkey
 
 # Every option of version 0.1, so that its command lines go on to run, and those that came since.
 RUN = "--gpu --seed --log_group --log_project --save_segmentation_images --save_anomaly_scores --resume --feature_cache"
-RUN += " --feature_cache_gib --debug"
+RUN += " --feature_cache_gib --false_rejects --debug"
 IMAGES = "--subdatasets -d --batch_size --num_workers --resize --imagesize --train_val_split --augment"
 IMAGES += " --reduced_decoding --good --bad --masks"
 SCORING = "--density --position_score --scale_weighting --image_score --top_share"
 OPTIONS = {
-    (run_patchcore, ""): f"{RUN} --save_patchcore_model",
+    (run_patchcore, ""): f"{RUN} --save_patchcore_model --calibration --calibration_folds",
     (run_patchcore, "patch_core"): "--backbone_names -b --layers_to_extract_from -le --pretrain_embed_dimension"
     " --target_embed_dimension --patchsize --anomaly_scorer_num_nn --faiss_on_gpu --faiss_num_workers --precision"
     " --weights --weights_dir --preprocessing --aggregation --patchscore --patchoverlap --patchsize_aggregate -pa",
@@ -261,7 +263,7 @@ OPTIONS = {
     (load_and_evaluate_patchcore, "patch_core_loader"): "--patch_core_paths -p --anomaly_scorer_num_nn --faiss_on_gpu"
     " --faiss_num_workers --weights_dir",
     (load_and_evaluate_patchcore, "dataset"): IMAGES,
-    (run_fastflow, ""): f"{RUN} --save_model",
+    (run_fastflow, ""): f"{RUN} --save_model --calibration --calibration_folds",
     (run_fastflow, "fastflow"): "--backbone -b --layers_to_extract_from -le --steps --kernels --hidden_ratio --clamp"
     " --feature_norm --noise --match_brightness --brightness_jitter --epochs --train_batch_size --learning_rate --lr"
     f" --weight_decay --warmup --gradient_clip --tile --tile_stride {SCORING} --precision --checkpoint_seconds"

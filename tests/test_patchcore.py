@@ -250,10 +250,13 @@ def test_a_gpu_without_work_is_refused():
 def test_the_files_are_named_as_in_the_original(tmp_path):
     fitted().save(tmp_path / "one")
     fitted(THREE).save(tmp_path / "three")
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"nnscorer_search_index.faiss", "model.json"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        *("nnscorer_search_index.faiss", "origins.npy", "training_images.zip", "model.json")
+    }
     assert {path.name for path in (tmp_path / "three").iterdir()} == {
-        "model.json",
+        *("model.json", "training_images.zip"),
         *(f"Ensemble-{number}-3_nnscorer_search_index.faiss" for number in (1, 2, 3)),
+        *(f"Ensemble-{number}-3_origins.npy" for number in (1, 2, 3)),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patchcore.calibration import Verdict
 from patchcore.metrics import RankedPairs
 from patchcore.results.columns import METRICS, stage_ms_per_image, stage_of
 from patchcore.results.scores import read_pixel_pairs, read_scores, write_pixel_pairs, write_scores
@@ -20,7 +21,6 @@ from patchcore.results.tables import (
     write_defect_types,
     write_results,
 )
-from patchcore.scoring import Verdict
 from patchcore.types import PatchCoreError, Predictions, Sample
 
 LABELS = np.array([False, True, True])
@@ -93,6 +93,7 @@ def test_scores_by_the_byte(predictions, tmp_path):
         threshold=0.25,
         rejected=np.array([False, False, True]),
         p_values=np.array([0.5, 0.25, 0.125]),
+        rate=0.05,
     )
     write_scores(tmp_path / "b.csv", predictions, predictions.scores, root=Path("/data"), verdict=verdict)
     assert (tmp_path / "b.csv").read_bytes().decode().splitlines()[3] == (
@@ -103,7 +104,7 @@ def test_scores_by_the_byte(predictions, tmp_path):
 @pytest.mark.parametrize("has_verdict", [False, True])
 def test_scores_are_read_as_they_were_written(predictions, tmp_path, has_verdict):
     values = np.array([0.1, 0.2, 1 / 3])
-    verdict = Verdict(values=values, threshold=0.2, rejected=values > 0.2, p_values=values)
+    verdict = Verdict(values=values, threshold=0.2, rejected=values > 0.2, p_values=values, rate=0.05)
     normalised = np.array([0, 1 / 7, 1.0])
     path = tmp_path / "scores.csv"
     write_scores(path, predictions, normalised, root=Path("/data"), verdict=verdict if has_verdict else None)

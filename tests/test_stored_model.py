@@ -170,7 +170,7 @@ def test_every_kind_of_settings_comes_back(config, tmp_path):
 def test_what_model_json_says(kind, detectors, originals):
     content = json.loads((originals[kind] / MODEL_FILE).read_text())
     assert list(content) == [
-        *("format", "method", "settings", "geometry", "training", "weights", "calibration", "arrays")
+        *("format", "method", "settings", "geometry", "training", "weights", "photos", "calibration", "arrays")
     ]
     assert content["format"] == 2
     assert content["method"] == ("fastflow" if kind == "fastflow" else "patchcore")
@@ -187,7 +187,9 @@ def test_what_model_json_says(kind, detectors, originals):
     files = {path.name for path in originals[kind].iterdir()} - {MODEL_FILE}
     assert content["arrays"] == {name: sha256_of(originals[kind] / name) for name in files}
     prefixes = ["", "", ""] if kind != "ensemble" else [f"Ensemble-{number}-3_" for number in (1, 2, 3)]
-    assert files == ({"fastflow.safetensors"} if kind == "fastflow" else {prefix + INDEX for prefix in prefixes})
+    arrays = {prefix + name for prefix in prefixes for name in (INDEX, "origins.npy")}
+    assert files == {"training_images.zip", *({"fastflow.safetensors"} if kind == "fastflow" else arrays)}
+    assert content["photos"] == [[photo.name, photo.pixels] for photo in detectors[kind].album.photos]
     names = ["random seed 0", "random seed 1", "random seed 0"][: len(content["weights"])]
     assert [entry["name"] for entry in content["weights"]] == names
     assert [entry["backbone"] for entry in content["weights"]] == [LITE0, OTHER, LITE0][: len(names)]
@@ -208,10 +210,11 @@ def test_settings_that_only_say_where_and_how_fast_are_not_stored(originals):
 def test_training_and_calibration_come_back(tmp_path):
     detector = fitted(ONE)
     detector.training = replace(detector.training, train_val_split=0.75, category="plate", run="id of a run")
-    detector.calibration = {"threshold": 1.5, "scores": [0.25, 0.5]}
+    detector.calibrate([image.permute(1, 2, 0).numpy() for image in images(3, seed=9)])
     detector.save(tmp_path / "model")
     again = load(tmp_path / "model")
-    assert (again.training, again.calibration) == (detector.training, detector.calibration)
+    assert again.training == detector.training
+    assert again.calibration.to_plain() == detector.calibration.to_plain()
     again.fit_batches(TrainingImages(batches=[images(2)], count=2))
     assert again.calibration is None  # it belonged to another bank
     assert again.training == Training(images=2, fingerprint=again.training.fingerprint)

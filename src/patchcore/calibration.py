@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from patchcore.config import FALSE_REJECTS
 
 SUSPICIOUS = 3.5  # outlyingness, after Iglewicz and Hoaglin (1993)
+_FEWEST_SUSPECTED = 10  # images; fewer do not tell how far good ones spread
 KINDS = ("leave_one_out", "folds", "held_out", "good_images")
 
 # Shares of the pixels of good images that lie at or below the stored values.
@@ -121,7 +122,12 @@ class Calibration:
         return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0).mean(axis=0)
 
     def suspects(self) -> list[int]:
-        """The numbers of the calibration images whose `outlyingness` is above SUSPICIOUS, the most suspicious first."""
+        """The numbers of the calibration images whose `outlyingness` is above SUSPICIOUS, the most suspicious first.
+
+        Among fewer than ten images none is suspected.
+        """
+        if len(self) < _FEWEST_SUSPECTED:
+            return []
         outlyingness = self.outlyingness()
         return [int(i) for i in np.argsort(-outlyingness, kind="stable") if outlyingness[i] > SUSPICIOUS]
 
@@ -195,4 +201,6 @@ def _numbers(name: str, values: Any) -> NDArray[np.float64]:
     rows = values if isinstance(values, list) and values and isinstance(values[0], list) else [values]
     if not all(isinstance(row, list) and all(type(x) in (int, float) for x in row) for row in rows):
         raise ValueError(f"{name} must be lists of numbers, got {values!r:.80}")
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"every list in {name} must be as long as the first")
     return np.array(values, dtype=np.float64)

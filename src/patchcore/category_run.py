@@ -26,6 +26,7 @@ from patchcore.datasets.layout import split_train
 from patchcore.datasets.loader import VIEWS, ImageDataset, PrefetchLoader
 from patchcore.features.cache import FeatureCache
 from patchcore.features.workspace import Workspace
+from patchcore.methods.calibrating import calibrate_by_folds
 from patchcore.methods.detector import Detector
 from patchcore.methods.method import Method
 from patchcore.methods.stored_model import StoredModel, Training
@@ -256,7 +257,7 @@ class CategoryRun:
             augment = learn and self.dataset.augment
             return batches([category.train[photo] for photo in photos], "fold" if learn else "calibration", augment)
 
-        detector.calibrate_by_folds(images, self.config.calibration_folds or CALIBRATION_FOLDS, chosen)
+        calibrate_by_folds(detector, images, self.config.calibration_folds or CALIBRATION_FOLDS, chosen)
 
     def _predict(
         self, detector: Detector, samples: Sequence[Sample], name: str, pictures: list[NDArray[np.uint8]] | None

@@ -34,7 +34,7 @@ def anomaly_maps(scores: Tensor, size: tuple[int, int]) -> Tensor:
         (N, H, W) float32 on the device of `scores`, the higher the more anomalous.
     """
     rows, columns = (
-        _upsample_and_smooth(source, target).to(scores.device)
+        _upsample_and_smooth(int(source), target).to(scores.device)  # a number, also where it is exported
         for source, target in zip(scores.shape[1:], size, strict=True)
     )
     return rows @ scores @ columns.T  # (H, h) @ (N, h, w) @ (w, W)

@@ -108,6 +108,63 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GoodPatch:
+    """A patch of a good image that a detector remembers.
+
+    Attributes:
+        photo: the name of the training image.
+        view: 0 for the photo as it is, 1 to 3 turned by so many quarters to the left, 4 to 7 then mirrored as well.
+        picture: (H, W, 3) uint8, what the network saw of the photo in that view.
+        box: left, top, right, bottom of the patch in it; right and bottom are exclusive.
+        distance: squared, from what it is compared with.
+    """
+
+    photo: str
+    view: int
+    picture: NDArray[np.uint8]
+    box: tuple[int, int, int, int]
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """An anomalous place of an image, and what a detector took for normal there.
+
+    Attributes:
+        box: left, top, right, bottom in network-input pixels; right and bottom are exclusive.
+        score: of the place, the higher the more anomalous.
+        nearest: good patches, the nearest first.
+    """
+
+    box: tuple[int, int, int, int]
+    score: float
+    nearest: tuple[GoodPatch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """An image file, and what a detector says about it.
+
+    Attributes:
+        path: of the file.
+        result: None for a file that is broken.
+        seconds: from decoded to judged; None for a file that is broken.
+        error: why there is no result; None if there is one.
+        picture: (H, W, 3) uint8, what the network saw; None for a file that is broken.
+        size: (width, height) of the image in the file; None for a file that is broken.
+        state: size in bytes and time of the last change in ns, which tell what the file held; None if it is not there.
+    """
+
+    path: Path
+    result: Result | None = None
+    seconds: float | None = None
+    error: str | None = None
+    picture: NDArray[np.uint8] | None = None
+    size: tuple[int, int] | None = None
+    state: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
     """What a detector says about the N images of a test set, and the truth beside it.
 

@@ -30,8 +30,36 @@ def compare_results() -> NoReturn:
     run_as_process(compare_results)
 
 
+def export_onnx() -> NoReturn:
+    """Write a stored model as an ONNX graph."""
+    from patchcore.cli.export import export_onnx
+
+    run_as_process(export_onnx)
+
+
 def make_synthetic_mpdd() -> NoReturn:
     """Write a small synthetic data set in MPDD's layout."""
     from patchcore.cli.synthetic import make_synthetic_mpdd
 
     run_as_process(make_synthetic_mpdd)
+
+
+def predict() -> NoReturn:
+    """Judge new images with a stored model."""
+    from patchcore.cli.predict import predict
+
+    run_as_process(predict)
+
+
+def calibrate() -> NoReturn:
+    """Calibrate a stored model with images of good parts."""
+    from patchcore.cli.calibrate import calibrate
+
+    run_as_process(calibrate)
+
+
+def update_patchcore() -> NoReturn:
+    """Add images of good parts to a stored PatchCore model."""
+    from patchcore.cli.update import update_patchcore
+
+    run_as_process(update_patchcore)

@@ -16,7 +16,7 @@ from patchcore.comparison.report import Report
 from patchcore.comparison.runs import Row, Run
 from patchcore.comparison.study import AVERAGE, Study
 from patchcore.comparison.table import MARKS
-from patchcore.results.columns import DEFECTS_CAUGHT, FALSE_REJECTS, THRESHOLD
+from patchcore.results.columns import DEFECTS_CAUGHT, FALSE_REJECTS, STATED_RATE, THRESHOLD
 
 _FOLDED = 12  # tables of more rows open on demand
 
@@ -72,11 +72,11 @@ def _plots_of(study: Study, row: Row) -> dict[str, Any]:
 def _distribution(contender: str, run: Run, row: Row) -> dict[str, Any]:
     columns = run.rows[row.name]
     threshold = columns.get(THRESHOLD, math.nan)
-    effect = "no threshold: no training image was held out"
+    effect = "no threshold: the model was not calibrated"
     if not math.isnan(threshold):
         effect = (
-            f"the threshold catches {columns[DEFECTS_CAUGHT]:.0%} of the defective and rejects"
-            f" {columns[FALSE_REJECTS]:.0%} of the good images"
+            f"at {columns[STATED_RATE]:.2g} false rejects stated, it catches {columns[DEFECTS_CAUGHT]:.0%} of the"
+            f" defective and rejects {columns[FALSE_REJECTS]:.0%} of the good images"
         )
     svg = plots.distribution(run.scores[row.name], threshold, f"Scores, {contender}")
     return {"contender": contender, "run": run.name, "svg": Markup(svg), "effect": effect}

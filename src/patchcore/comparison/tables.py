@@ -30,7 +30,7 @@ from patchcore.comparison.table import (
     text,
 )
 from patchcore.results import columns
-from patchcore.results.tables import DEFECT_TYPE_NUMBERS
+from patchcore.results.tables import DEFECT_TYPE_NUMBERS, format_counted
 
 LEGEND = (
     "★ best: clearly ahead of all others; = tie: the same as printed; ≈ no clear winner: these test images do not tell"
@@ -221,31 +221,42 @@ def _cost_notes(study: Study, rows: Sequence[Row]) -> list[str]:
 
 
 def thresholds_table(study: Study) -> Table:
-    """What the threshold from held-out good training images catches and falsely rejects."""
-    records = [
-        {
-            "category": study.labels[row],
-            METHOD: contender.name,
-            columns.THRESHOLD: threshold.mean,
-            columns.DEFECTS_CAUGHT: contender.mean([row], columns.DEFECTS_CAUGHT).mean,
-            columns.FALSE_REJECTS: contender.mean([row], columns.FALSE_REJECTS).mean,
-            "seeds": threshold.seeds,
-            SOURCES: _sources(contender, row, "results.csv"),
-        }
-        for row, contender in itertools.product(study.rows, study.contenders)
-        if (threshold := contender.mean([row], columns.THRESHOLD)).seeds
-    ]
+    """What the calibrated threshold of every run catches and falsely rejects."""
+    records: list[Record] = []
+    for row, contender in itertools.product(study.rows, study.contenders):
+        for run in contender.runs_of(row):
+            numbers = run.rows[row.name]
+            if math.isnan(numbers.get(columns.STATED_RATE, math.nan)):
+                continue
+            defective = round(numbers[columns.DEFECTIVE_IMAGES])
+            good = round(numbers[columns.TEST_IMAGES]) - defective
+            records.append(
+                {
+                    "category": study.labels[row],
+                    METHOD: contender.name,
+                    "seed": run.config["run"]["seed"],
+                    columns.THRESHOLD: numbers[columns.THRESHOLD],
+                    columns.STATED_RATE: numbers[columns.STATED_RATE],
+                    columns.DEFECTS_CAUGHT: numbers[columns.DEFECTS_CAUGHT],
+                    columns.FALSE_REJECTS: numbers[columns.FALSE_REJECTS],
+                    "caught": format_counted(numbers[columns.DEFECTS_CAUGHT], defective),
+                    "rejected": format_counted(numbers[columns.FALSE_REJECTS], good),
+                    SOURCES: run.name_of(run.folder.results),
+                }
+            )
     shown = [
         _CATEGORY,
         text("method", METHOD),
-        number("defective images caught", columns.DEFECTS_CAUGHT, format_percent),
-        number("good images rejected", columns.FALSE_REJECTS, format_percent),
+        number("seed", "seed", str),
+        number("false rejects stated", columns.STATED_RATE, format_percent),
+        text("defective images caught", "caught"),
+        text("good images rejected", "rejected"),
     ]
     notes = [
-        "The threshold is the highest score of good training images that were held out (--train_val_split below 1);"
-        " no test image had a part in it. Means over seeds."
+        "The threshold follows from good training images that the model had not learnt, for the stated rate of false"
+        " rejects; no test image had a part in it. In brackets the Clopper-Pearson interval of 95 %."
     ]
-    return make_table("thresholds", "At the threshold", records, shown, notes=notes)
+    return make_table("thresholds", "Verdicts", records, shown, notes=notes)
 
 
 def defect_types_table(study: Study) -> Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -16,6 +16,9 @@ from patchcore.datasets.geometry import Geometry
 from patchcore.types import Sample
 
 VIEWS = 8  # images per sample with `augment`: the symmetries of the square
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 class Images(Protocol):
@@ -49,8 +52,7 @@ class ImageDataset:
         latest = self._latest  # one look, as other threads replace it
         if latest is None or latest[0] != index // VIEWS:
             latest = self._latest = index // VIEWS, self._read(index // VIEWS)
-        turned = torch.rot90(latest[1], index % 4, (1, 2))
-        return turned.flip(2) if index % VIEWS >= 4 else turned
+        return turn(latest[1], index % VIEWS)
 
     def _read(self, index: int) -> torch.Tensor:
         return self.geometry.read(self.samples[index].path)
@@ -83,30 +85,47 @@ class PrefetchLoader:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        with closing(self._decode()) as images:
+        # One batch ahead, so that it is whole when the model asks for it.
+        images = read_ahead(self.dataset.__getitem__, range(len(self.dataset)), self.num_workers, self.batch_size)
+        with closing(images):
             while batch := list(islice(images, self.batch_size)):
-                yield self._stack(batch)
+                yield stack(batch, pin_memory=self.pin_memory)
 
-    def _decode(self) -> Generator[torch.Tensor, None, None]:
-        indices = iter(range(len(self.dataset)))
-        if self.num_workers == 0:
-            yield from map(self.dataset.__getitem__, indices)
-            return
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
-        try:
-            # One batch ahead, so that it is whole when the model asks for it, and work for every thread.
-            n_ahead = self.batch_size + 2 * self.num_workers
-            ahead = deque(pool.submit(self.dataset.__getitem__, i) for i in islice(indices, n_ahead))
-            while ahead:
-                image = ahead.popleft().result()
-                ahead.extend(pool.submit(self.dataset.__getitem__, i) for i in islice(indices, 1))
-                yield image
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _stack(self, images: list[torch.Tensor]) -> torch.Tensor:
-        rows = [image.permute(1, 2, 0) for image in images]  # (H, W, 3), as they lie in memory
-        out = None
-        if self.pin_memory and torch.cuda.is_available():
-            out = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True)
-        return torch.stack(rows, out=out).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
+def read_ahead(
+    read: Callable[[Item], Read], items: Iterable[Item], num_workers: int, ahead: int
+) -> Generator[Read, None, None]:
+    """What `read` returns for every item, in their order, computed by threads.
+
+    Args:
+        num_workers: threads; 0 reads in the calling thread.
+        ahead: items that are read before they are asked for, beside two for every thread.
+    """
+    if num_workers == 0:
+        yield from map(read, items)
+        return
+    left = iter(items)
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+    try:
+        started = deque(pool.submit(read, item) for item in islice(left, ahead + 2 * num_workers))
+        while started:
+            done = started.popleft().result()
+            started.extend(pool.submit(read, item) for item in islice(left, 1))
+            yield done
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def stack(images: Sequence[torch.Tensor], *, pin_memory: bool = False) -> torch.Tensor:
+    """Images (3, H, W) uint8, each a view of (H, W, 3) -> (B, 3, H, W), channels last."""
+    rows = [image.permute(1, 2, 0) for image in images]  # (H, W, 3), as they lie in memory
+    out = None
+    if pin_memory and torch.cuda.is_available():
+        out = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True)
+    return torch.stack(rows, out=out).permute(0, 3, 1, 2)
+
+
+def turn(image: torch.Tensor, view: int) -> torch.Tensor:
+    """One of the 8 views of a square image (3, S, S): 0 is itself, 1 to 3 are turned, 4 to 7 turned and mirrored."""
+    turned = torch.rot90(image, view % 4, (1, 2))
+    return turned.flip(2) if view >= 4 else turned

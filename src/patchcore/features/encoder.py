@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcore.features.cache import FeatureCache
 from patchcore.features.extractor import FeatureExtractor, normalise
 from patchcore.system.environment import processor
 from patchcore.system.timing import StageTimer
+from patchcore.types import PatchCoreError
 
 # The code that turns pixels into maps, besides timm's; a version number would not tell one commit from the next.
 _SOURCES = (
@@ -32,6 +33,17 @@ _SOURCES = (
 
 # Environment variables by which libraries choose kernels.
 _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
+
+
+class PixelsToMaps(nn.Module):
+    """A backbone with what stands before it: (B, 3, H, W) uint8 RGB -> per layer (B, C, h, w) float32."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [_order(x) for x in self.extractor(normalise(images)).values()]
 
 
 class Encoder:
@@ -69,6 +81,7 @@ class Encoder:
         self.weights = weights
         self.checksum = checksum
         self._extractor = extractor
+        self._pixels_to_maps = PixelsToMaps(extractor)
         self._cache = cache
 
     def __call__(self, images: Tensor, timer: StageTimer, *, cached: bool = True) -> list[Tensor]:
@@ -104,10 +117,22 @@ class Encoder:
                         self._cache.write(name, one, channels_last)
         return maps
 
+    def graph(self) -> PixelsToMaps:
+        """The way from pixels to maps as a module, for a graph in float32.
+
+        Raises:
+            PatchCoreError: the network computes in bfloat16.
+        """
+        if self._extractor.precision != "float32":
+            raise PatchCoreError(
+                f"{self.backbone} computes in {self._extractor.precision}, an exported graph in float32, which scores"
+                " differently: train with --precision float32 to export"
+            )
+        return self._pixels_to_maps
+
     def _extract(self, images: Tensor, timer: StageTimer) -> list[Tensor]:
         with timer("backbone"):
-            maps = self._extractor(normalise(images.to(self.device, non_blocking=True)))
-            return [_order(x) for x in maps.values()]
+            return self._pixels_to_maps(images.to(self.device, non_blocking=True))
 
     def _names(self, images: Tensor) -> list[list[str]]:
         """The names of the maps: for each layer, for each image."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchcore.calibration import PIXEL_LEVELS, Calibration
+from patchcore.methods.stored_model import Training
+from patchcore.methods.training_images import TrainingImages
+from patchcore.system.timing import StageTimer
 from patchcore.types import PatchCoreError
+
+if TYPE_CHECKING:
+    from patchcore.methods.detector import Detector
 
 _EVERY = 4  # of the pixels in both directions gives their quantiles
 _MOST_PIXELS = 2**23  # that are ranked
@@ -27,7 +33,6 @@ class Scored(Protocol):
     def maps(self) -> Tensor: ...
 
 
-@torch.inference_mode()
 def calibrate(kind: str, parts: Iterable[Scored]) -> Calibration:
     """Sum up what a detector says of good images.
 
@@ -60,32 +65,38 @@ def combine(maps: Tensor) -> Tensor:
 
 
 def calibrate_by_folds(
-    count: int,
+    detector: Detector,
+    images: TrainingImages,
     folds: int,
-    seed: int,
-    fit: Callable[[Sequence[int]], Callable[[Tensor], Scored]],
     batches: Callable[[Sequence[int], bool], Iterable[Tensor]],
-) -> Calibration:
-    """Score every fold of `count` photos by what was fitted to the others; the result is in the order of the photos.
+) -> None:
+    """Calibrate a detector with the photos that it has learnt: every fold is scored by one fitted to the others.
 
     Args:
-        seed: of the folds.
-        fit: numbers of photos -> scores of batches by what has learnt them.
-        batches: (numbers of photos, False) -> batches of them.
+        images: what it has learnt.
+        folds: how many, at least 2.
+        batches: (numbers of photos, whether to learn from them: then in all views) -> batches of them.
 
     Raises:
         PatchCoreError: there are fewer photos than folds.
     """
+    count, training = images.count // images.views, detector.training or Training()
     if not 2 <= folds <= count:
         raise PatchCoreError(f"expected from 2 to {count} folds, as many as there are photos, got {folds}")
-    order = np.random.default_rng(seed).permutation(count)
+    order = np.random.default_rng(training.seed).permutation(count)
+    timer = StageTimer(detector.workspace.device)
 
     def parts() -> Iterator[Scored]:
         for fold in np.array_split(order, folds):
-            score = fit(sorted(set(order.tolist()) - set(fold.tolist())))
-            for batch in batches(fold.tolist(), False):
-                yield score(batch)
+            others = sorted(set(order.tolist()) - set(fold.tolist()))
+            fresh = type(detector)(
+                detector.config, workspace=detector.workspace, **dataclasses.asdict(detector.geometry)
+            )
+            learnt = TrainingImages(batches=batches(others, True), count=len(others) * images.views, views=images.views)
+            fresh.fit_batches(learnt, training)
+            with torch.inference_mode():
+                scored = [fresh.score(batch, timer) for batch in batches(fold.tolist(), False)]
+            yield from scored
 
     found = calibrate("folds", parts())
-    back = np.argsort(order)
-    return dataclasses.replace(found, scores=found.scores[:, back])
+    detector.calibration = dataclasses.replace(found, scores=found.scores[:, np.argsort(order)])

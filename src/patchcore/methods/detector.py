@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchcore.calibration import Calibration
 from patchcore.config import CALIBRATION_FOLDS, FALSE_REJECTS
@@ -22,11 +22,11 @@ from patchcore.methods.judging import Judge
 from patchcore.methods.method import Method
 from patchcore.methods.sources import ImageLike, Sources, images_in, listed
 from patchcore.methods.stored_model import LoadedWeights, StoredModel, Training, write_model
-from patchcore.methods.training_images import Album, TrainingImages, hash_of
+from patchcore.methods.training_images import Album, TrainingImages
 from patchcore.settings import from_plain
 from patchcore.system.files import atomic_write
 from patchcore.system.timing import StageTimer
-from patchcore.types import Output, PatchCoreError, Result
+from patchcore.types import Evidence, Output, PatchCoreError, Result
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -139,6 +139,18 @@ class Detector(ABC):
             PatchCoreError: a file is missing, damaged, or does not fit the settings.
         """
 
+    def graph(self) -> nn.Module:
+        """What was learnt as a module without state, timers or caches, from which an ONNX graph is traced.
+
+        Returns:
+            A module on the detector's device, from images (B, 3, H, W) uint8 of the network's size to scores (M, B)
+            and maps (M, B, H, W), as in `BatchScores`.
+
+        Raises:
+            PatchCoreError: the method, or this choice of its settings, has none.
+        """
+        raise PatchCoreError(f"{self.method.title} cannot be exported: it has no graph")
+
     def costs(self) -> dict[str, float]:
         """Sizes of what was learnt, for the results."""
         return {}
@@ -146,6 +158,14 @@ class Detector(ABC):
     def expected_bytes(self, num_images: int) -> Mapping[torch.device, int]:
         """What training holds of so many images, by device."""
         return {}
+
+    def explainer(self) -> Callable[[Tensor], tuple[Evidence, ...]]:
+        """What shows of an image (3, H, W) uint8 its most anomalous places, and the good patches nearest to them.
+
+        Raises:
+            PatchCoreError: the method or the stored model has no good patches to show.
+        """
+        raise PatchCoreError(f"{self.method.title} remembers no good patches, so it has nothing to compare with")
 
     # What every detector does
 
@@ -187,7 +207,9 @@ class Detector(ABC):
             leave_one_out=kind == "leave_one_out",
         )
         self.fit_batches(training, Training(seed=seed), record=None if record is None else Path(record))
-        return self.calibrate_by_folds(training, folds, batches) if kind == "folds" else self
+        if kind == "folds":
+            calibrate_by_folds(self, training, folds, batches)
+        return self
 
     def fit_batches(
         self,
@@ -235,45 +257,13 @@ class Detector(ABC):
         """As `calibrate`, with (B, 3, H, W) uint8 batches; `kind` says how the images were kept unseen."""
         self._refuse_untrained()
         timer = timer or StageTimer(self.workspace.device)
-        known = {photo.pixels: photo.name for photo in self.album.photos}
 
         def parts() -> Iterator[BatchScores]:
             for images in batches:
-                for pixels in images.permute(0, 2, 3, 1).contiguous().numpy():
-                    if name := known.get(hash_of(pixels)):
-                        raise PatchCoreError(
-                            f"the model was trained on an image that should calibrate it ({name}): calibrate with"
-                            " images that it has not learnt, or train again, which calibrates without any"
-                        )
+                self.album.refuse_known(images)
                 yield self.score(images, timer)
 
         self.calibration = calibrate(kind, parts())
-        return self
-
-    def calibrate_by_folds(
-        self, images: TrainingImages, folds: int, batches: Callable[[Sequence[int], bool], Iterable[Tensor]]
-    ) -> Self:
-        """Calibrate with the photos that it was trained on: every fold is scored by a detector fitted to the others.
-
-        Args:
-            images: what it was trained on.
-            folds: how many, at least 2.
-            batches: (numbers of photos, whether to learn from them: then in all views) -> batches of them.
-
-        Raises:
-            PatchCoreError: there are fewer photos than folds.
-        """
-        self._refuse_untrained()
-        training = self.training or Training()
-
-        def fit(photos: Sequence[int]) -> Callable[[Tensor], BatchScores]:
-            fresh = type(self)(self.config, workspace=self.workspace, **dataclasses.asdict(self.geometry))
-            part = TrainingImages(batches=batches(photos, True), count=len(photos) * images.views, views=images.views)
-            fresh.fit_batches(part, training)
-            timer = StageTimer(self.workspace.device)
-            return lambda batch: fresh.score(batch, timer)
-
-        self.calibration = calibrate_by_folds(images.count // images.views, folds, training.seed, fit, batches)
         return self
 
     @overload
@@ -329,9 +319,13 @@ class Detector(ABC):
             },
         )
 
-    def _refuse_untrained(self) -> None:
+    def _refuse_untrained(self, cure: str = "fit it, or load a stored one") -> None:
         if self.training is None:
-            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: fit it, or load a stored one")
+            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: {cure}")
+
+    def explain(self, image: ImageLike) -> tuple[Evidence, ...]:
+        """Show the most anomalous places of an image and what is nearest to them, see `explainer`."""
+        return self.explainer()(Sources([image], self.geometry)[0])
 
     def save(self, folder: str | Path) -> None:
         """Write the detector into a new folder, which appears whole or not at all.
@@ -339,8 +333,7 @@ class Detector(ABC):
         Raises:
             PatchCoreError: it has learnt nothing, or the folder is there already or cannot be written.
         """
-        if self.training is None:
-            raise PatchCoreError(f"this {self.method.title} has learnt nothing yet: there is nothing to store")
+        self._refuse_untrained("there is nothing to store")
         if Path(folder).exists() or not Path(folder).name:
             raise PatchCoreError(f"cannot write {str(folder)!r}: expected the name of a new folder for the model")
         with atomic_write(Path(folder)) as aside:

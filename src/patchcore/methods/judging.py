@@ -42,8 +42,8 @@ class Judge:
         """
         maps = output.maps[0] if len(output.maps) == 1 else output.maps.mean(axis=0)
         results = [
-            Result(score=float(scores.mean()), map=one, member_scores=tuple(scores.tolist()), threshold=self.threshold)
-            for scores, one in zip(output.scores.T, maps, strict=True)
+            Result(score=float(mean), map=one, member_scores=tuple(scores.tolist()), threshold=self.threshold)
+            for mean, scores, one in zip(output.scores.mean(axis=0), output.scores.T, maps, strict=True)
         ]
         if self.calibration is not None:
             verdict = self.calibration.judge(output.scores, self.false_rejects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from patchcore.features.workspace import Workspace
 from patchcore.methods import METHODS
 from patchcore.methods.detector import Detector
-from patchcore.methods.stored_model import read_model
+from patchcore.methods.method import Method
+from patchcore.methods.stored_model import StoredModel, read_model
 from patchcore.types import PatchCoreError
 
 
@@ -41,11 +43,19 @@ def load(
         PatchCoreError: there is no model, it is damaged, its backbone cannot be had, or a setting cannot be chosen
             anew or has a wrong value.
     """
-    model = read_model(Path(folder), METHODS, resize)
+    model = read_with_settings(Path(folder), METHODS, resize, settings)
+    return model.method.detector_class.from_stored(model, Workspace.on(device))
+
+
+def read_with_settings(
+    folder: Path, methods: Mapping[str, Method], resize: int | None, settings: Mapping[str, Any]
+) -> StoredModel:
+    """Read what a model folder says of itself, with some settings chosen anew; see `load`."""
+    model = read_model(folder, methods, resize)
     try:
         model = model.with_settings(settings)
     except ValueError as error:
         raise PatchCoreError(f"{folder}: {error}") from error
     if resize not in (None, model.geometry.resize):
         raise PatchCoreError(f"{folder}: stored with resize {model.geometry.resize}, got {resize}: leave it out")
-    return model.method.detector_class.from_stored(model, Workspace.on(device))
+    return model

@@ -18,6 +18,7 @@ from patchcore.calibration import Calibration
 from patchcore.datasets.geometry import Geometry
 from patchcore.methods.method import Method
 from patchcore.settings import check, from_plain, setting, settings_of, split_settings, to_plain
+from patchcore.system.files import atomic_write
 from patchcore.types import PatchCoreError
 
 MODEL_FILE = "model.json"
@@ -132,10 +133,31 @@ class StoredModel:
 
 
 def write_model(model: StoredModel) -> None:
-    """Write `model.json` beside the arrays in an existing folder; every other file there is taken for one of them."""
-    settings, _ = split_settings(model.config)  # where and how fast is a matter of the machine
+    """Write `model.json` beside the arrays in a folder that is being made; every other file there is one of them."""
     arrays = sorted(path for path in model.folder.iterdir() if path.name != MODEL_FILE)
-    content = {
+    content = _description(model, {path.name: sha256_of(path) for path in arrays})
+    (model.folder / MODEL_FILE).write_text(_as_json(content), encoding="utf-8")
+
+
+def write_calibration(model: StoredModel) -> None:
+    """Store `model.calibration` in the folder of a model that was read; nothing else that is stored there changes.
+
+    A folder of an older format gets a `model.json` beside its files, by which it is read from then on; its arrays are
+    those of `model.checksums`.
+
+    Raises:
+        PatchCoreError: the file cannot be written; the one before is left as it was.
+    """
+    path = model.folder / MODEL_FILE
+    content = read_description(path, FORMAT) if path.exists() else _description(model, model.checksums)
+    content["calibration"] = _calibration_as_json(model)
+    with atomic_write(path) as aside:
+        aside.write_text(_as_json(content), encoding="utf-8")
+
+
+def _description(model: StoredModel, arrays: Mapping[str, str]) -> dict[str, Any]:
+    settings, _ = split_settings(model.config)  # where and how fast is a matter of the machine
+    return {
         "format": FORMAT,
         "method": model.method.name,
         "settings": settings,
@@ -143,10 +165,17 @@ def write_model(model: StoredModel) -> None:
         "training": to_plain(model.training),
         "weights": to_plain(model.weights),
         "photos": [[photo.name, photo.pixels] for photo in model.photos],
-        "calibration": None if model.calibration is None else model.calibration.to_plain(),
-        "arrays": {path.name: sha256_of(path) for path in arrays},
+        "calibration": _calibration_as_json(model),
+        "arrays": dict(arrays),
     }
-    (model.folder / MODEL_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _calibration_as_json(model: StoredModel) -> dict[str, Any] | None:
+    return None if model.calibration is None else model.calibration.to_plain()
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def read_model(folder: Path, methods: Mapping[str, Method], resize: int | None = None) -> StoredModel:

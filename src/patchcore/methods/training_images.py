@@ -86,6 +86,16 @@ class Album:
                 number += 1
             yield batch
 
+    def refuse_known(self, images: Tensor) -> None:
+        """Raise a PatchCoreError if the detector has learnt one of (B, 3, H, W) images, which cannot calibrate it."""
+        known = {photo.pixels: photo.name for photo in self.photos}
+        for pixels in images.permute(0, 2, 3, 1).contiguous().numpy():
+            if name := known.get(hash_of(pixels)):
+                raise PatchCoreError(
+                    f"the model was trained on an image that should calibrate it ({name}): calibrate with images that"
+                    " it has not learnt, or train again, which calibrates without any"
+                )
+
     def fingerprint(self) -> str:
         """A hash of the pixels of all photos, in their order."""
         return hashlib.sha256("".join(photo.pixels for photo in self.photos).encode()).hexdigest()
@@ -95,7 +105,7 @@ class Album:
         if self._pictures:
             with zipfile.ZipFile(folder / PICTURES_FILE, "w") as archive:
                 for number, picture in enumerate(self._pictures):
-                    archive.writestr(f"{number:06d}.jpg", picture)
+                    archive.writestr(zipfile.ZipInfo(f"{number:06d}.jpg"), picture)  # the time of writing left out
 
     @classmethod
     def read(cls, folder: Path, photos: Sequence[Photo]) -> Album:
@@ -105,7 +115,7 @@ class Album:
             PatchCoreError: the pictures cannot be read.
         """
         path = folder / PICTURES_FILE
-        if not path.exists():
+        if not photos or not path.exists():
             return cls(photos)
         try:
             with zipfile.ZipFile(path) as archive:

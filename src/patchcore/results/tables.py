@@ -7,6 +7,7 @@ them raises a PatchCoreError that names the file if it is missing or damaged, wi
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,23 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     ):
         writer = csv.writer(file)
         writer.writerow(header)
-        for row in rows:
-            writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in row)
+        writer.writerows(map(_safe, rows))
+
+
+def csv_line(row: Sequence[object]) -> bytes:
+    """A row as `write_csv` writes it."""
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(_safe(row))
+    return line.getvalue().encode("utf-8", errors="backslashreplace")
+
+
+def as_read(text: str) -> str:
+    """Text as it is after it was written and read."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _safe(row: Sequence[object]) -> list[object]:
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in row]
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
@@ -147,12 +163,12 @@ def format_verdicts(rows: Rows) -> str:
         if not math.isnan(rate):
             defective = round(row[columns.DEFECTIVE_IMAGES])
             good = round(row[columns.TEST_IMAGES]) - defective
-            caught = format_share(row[columns.DEFECTS_CAUGHT], defective)
-            lines.append([f"{name}: {rate:.2g}", caught, format_share(row[columns.FALSE_REJECTS], good)])
+            caught = format_counted(row[columns.DEFECTS_CAUGHT], defective)
+            lines.append([f"{name}: {rate:.2g}", caught, format_counted(row[columns.FALSE_REJECTS], good)])
     return align_columns(lines) if len(lines) > 1 else ""
 
 
-def format_share(share: float, of: int) -> str:
+def format_counted(share: float, of: int) -> str:
     """A share of so many images, as "60 of 71, 85 % [74 to 92 %]" with its Clopper-Pearson interval of 95 %."""
     if not of:
         return "-"

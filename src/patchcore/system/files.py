@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         else:
             with suppress(OSError):  # it was moved
                 aside.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left of `atomic_write` in a folder and those in it."""
+    for path in list(folder.rglob(".*.tmp")):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.fastflow import METHOD
 from patchcore.methods.fastflow.brightness import brightness, match_brightness
 from patchcore.methods.fastflow.config import DENSITIES, WEIGHTS_FILE, FastFlowConfig
-from patchcore.methods.fastflow.model import FastFlowModel
+from patchcore.methods.fastflow.graph import FastFlowGraph
+from patchcore.methods.fastflow.model import FastFlowModel, image_scores
 from patchcore.methods.fastflow.record import TrainingRecord
 from patchcore.methods.fastflow.samples import collect, expected_bytes
 from patchcore.methods.fastflow.tiled_encoder import TiledEncoder
@@ -129,9 +130,12 @@ class FastFlow(Detector):
                 )
         with timer("maps"):
             maps = self.encoder.join(torch.cat(maps_of_inputs))  # (B, H, W)
-            scores = self._image_scores(maps)
+            scores = image_scores(maps, self.config)
             log_likelihood = torch.cat(densities).unflatten(0, (len(images), -1)).mean(1)
         return BatchScores(scores=scores[None], maps=maps[None], columns={"log_likelihood": log_likelihood})
+
+    def graph(self) -> FastFlowGraph:
+        return FastFlowGraph(self.encoder, self.model, self.config)
 
     def costs(self) -> dict[str, float]:
         """The flows' parameters, and their size."""
@@ -171,16 +175,6 @@ class FastFlow(Detector):
             return batches
         target = float(model.brightness)
         return (match_brightness(images, target) for images in batches)
-
-    def _image_scores(self, maps: Tensor) -> Tensor:
-        """(B, H, W) maps -> (B,) image scores."""
-        config, pixels = self.config, maps.flatten(1)
-        if config.image_score == "max":
-            return pixels.amax(dim=1)
-        if config.image_score == "mean":
-            return pixels.mean(dim=1)
-        count = max(1, round(config.top_share * pixels.shape[1]))
-        return pixels.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
 
 def _per_dimension(values: list[Tensor], channels: list[int]) -> Tensor:

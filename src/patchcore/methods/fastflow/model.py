@@ -155,13 +155,24 @@ class FastFlowModel(nn.Module):
 
     def _normalised(self, scale: int, x: Tensor) -> Tensor:
         if self.feature_norm == "layer_norm":
-            return F.layer_norm(x, x.shape[1:])
+            return F.layer_norm(x, [int(length) for length in x.shape[1:]])  # numbers, also where it is exported
         return (x - getattr(self, f"feature_mean_{scale}")) / getattr(self, f"feature_std_{scale}")
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         automatic = device.type == "cuda" and torch.cuda.is_bf16_supported()
         enabled = self.precision == "bfloat16" or (self.precision == "auto" and automatic)
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def image_scores(maps: Tensor, config: FastFlowConfig) -> Tensor:
+    """(B, H, W) maps -> (B,) image scores, as `config` says."""
+    pixels = maps.flatten(1)
+    if config.image_score == "max":
+        return pixels.amax(dim=1)
+    if config.image_score == "mean":
+        return pixels.mean(dim=1)
+    count = max(1, round(config.top_share * int(pixels.shape[1])))
+    return pixels.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
 
 def _position_score(log_likelihood: Tensor, kind: str) -> Tensor:

@@ -30,8 +30,11 @@ class TiledEncoder:
 
     def cut(self, images: Tensor) -> Iterator[Tensor]:
         """(B, 3, H, W) uint8 images -> their inputs (b, 3, S, S), as many as the backbone can take at once."""
-        inputs = self._tiling.cut(images) if self._tiling else images
-        return iter(inputs.split(max(CHUNK, len(images))))
+        return iter(self.inputs(images).split(max(CHUNK, len(images))))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 images -> all their inputs, (B * per_image, 3, S, S)."""
+        return self._tiling.cut(images) if self._tiling else images
 
     def input_of(self, image: Tensor, index: int) -> Tensor:
         """(3, H, W) uint8 image -> encoder input number `index` of it, (3, S, S)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -47,12 +48,12 @@ class Tiling:
         ramp = torch.sin(torch.pi * (torch.arange(self.tile, device=maps.device) + 0.5) / self.tile).square()
         window = ramp[:, None] * ramp  # (tile, tile), above 0
         maps = maps.unflatten(0, (-1, len(self)))  # (B, T, tile, tile)
-        total = maps.new_zeros(len(maps), *self.size)
-        weight = maps.new_zeros(self.size)
+        height, width = self.size
+        total, weight = maps.new_zeros(self.size), maps.new_zeros(self.size)
         for index, (y, x) in enumerate(self.corners):
-            place = slice(y, y + self.tile), slice(x, x + self.tile)
-            total[:, place[0], place[1]] += window * maps[:, index]
-            weight[place] += window
+            around = x, width - x - self.tile, y, height - y - self.tile
+            total = total + F.pad(window * maps[:, index], around)  # not in place, so that it can be exported
+            weight = weight + F.pad(window, around)
         return total / weight
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,17 +20,23 @@ from patchcore.features.encoder import Encoder
 from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
+from patchcore.methods.patchcore.explaining import explainer
+from patchcore.methods.patchcore.graph import MemberGraph, PatchCoreGraph
 from patchcore.methods.patchcore.index_file import read_flat_index, read_origins
 from patchcore.methods.patchcore.memory_bank import MemoryBank
-from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, choose_places, expected_bytes
+from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, expected_bytes, make_stores
 from patchcore.methods.patchcore.patches import PatchEmbedding
 from patchcore.methods.patchcore.sampler import kept_of, sample
 from patchcore.methods.patchcore.search import Apart
+from patchcore.methods.patchcore.updating import update
+from patchcore.methods.sources import ImageLike
 from patchcore.methods.training_images import TrainingImages
 from patchcore.scoring import anomaly_maps, image_scores, patch_scores
-from patchcore.system.memory import format_bytes
 from patchcore.system.timing import StageTimer, progress_bar
-from patchcore.types import PatchCoreError
+from patchcore.types import Evidence, PatchCoreError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
@@ -180,8 +187,36 @@ class PatchCore(Detector):
                 leave_one_out = False
             if leave_one_out:
                 with timer("calibration"):
-                    grids.append(self._left_out(member, features, images))
-        return self._of_grids(grids) if leave_one_out else None
+                    grids.append(self.left_out(member, features, images))
+        return self.of_grids(grids) if leave_one_out else None
+
+    def update(
+        self,
+        images: ImageLike | list[Any] | tuple[Any, ...],
+        *,
+        max_bank_size: int | None = None,
+        batch_size: int = 8,
+    ) -> Self:
+        """Learn further images of good parts, without those that were learnt before.
+
+        The greedy selection goes on: as many of the new patches as the sampler's share of them, each the farthest from
+        the whole bank, are appended to its rows, which stay as they are. Images that were learnt already are left out.
+        The new images calibrate the detector, each left out in turn, together with the scores of earlier images if
+        those were left out as well. These were taken before the bank grew and may be too high now; verdicts reject too
+        few good images rather than too many.
+
+        Args:
+            images: a folder of image files, or images as `predict` takes them.
+            max_bank_size: rows that the bank, of an ensemble each bank, has at most; needed for a detector of the
+                original's, which does not name its sampler. With it identity keeps the farthest patches, too.
+            batch_size: images at a time.
+
+        Raises:
+            PatchCoreError: an image cannot be read, all of them are known, or the bank is as large already.
+        """
+        self._refuse_untrained()
+        update(self, images, max_bank_size, batch_size)
+        return self
 
     def _fewest_left(self, member: Member, images: TrainingImages) -> int:
         """How many rows of a bank at least come from other photos than one that is left out."""
@@ -190,8 +225,11 @@ class PatchCore(Detector):
         own = torch.bincount(member.origins // (math.prod(member.grid) * images.views))
         return len(member.bank) - int(own.max())
 
-    def _left_out(self, member: Member, features: Tensor, images: TrainingImages) -> Tensor:
-        """(N, h, w) scores of the first view of all photos, each without the bank rows that come from it."""
+    def left_out(self, member: Member, features: Tensor, images: TrainingImages, first: int = 0) -> Tensor:
+        """(N, h, w) scores of the first view of all photos, each without the bank rows that come from it.
+
+        `first` is the number that the first of them has in the bank's origins.
+        """
         of_view = math.prod(member.grid)
         views = features.unflatten(0, (-1, images.views, of_view))[:, 0]  # (N, P, D)
         grids = []
@@ -199,13 +237,13 @@ class PatchCore(Detector):
             for numbers in torch.arange(len(views), dtype=torch.int32).split(_LEFT_OUT_AT_A_TIME):
                 patches = views[numbers[0] : numbers[-1] + 1].flatten(0, 1).to(member.encoder.device)
                 scores = member.scores_left_out(
-                    patches, numbers.repeat_interleave(of_view), of_view * images.views, self.config.num_nn
+                    patches, first + numbers.repeat_interleave(of_view), of_view * images.views, self.config.num_nn
                 )
                 grids.append(scores.reshape(-1, *member.grid))
                 bar.update(len(numbers))
         return torch.cat(grids)
 
-    def _of_grids(self, grids: Sequence[Tensor]) -> Iterator[BatchScores]:
+    def of_grids(self, grids: Sequence[Tensor]) -> Iterator[BatchScores]:
         """What members say of images by their (N, h, w) patch scores, a few images at a time."""
         for parts in zip(*(of_member.split(32) for of_member in grids), strict=True):
             yield self._of_batch(parts)
@@ -228,6 +266,15 @@ class PatchCore(Detector):
                 grids.append(patch_scores(distances).reshape(patches.shape[:3]))  # (B, h, w)
         with timer("maps"):
             return self._of_batch(grids)
+
+    def graph(self) -> PatchCoreGraph:
+        sides = self.geometry.imagesize, self.geometry.imagesize
+        banks = [(member.encoder.graph(), member.embedding, member.bank.features) for member in self.members]
+        return PatchCoreGraph([MemberGraph(*parts, self.config.num_nn, sides) for parts in banks])
+
+    def explainer(self) -> Callable[[Tensor], tuple[Evidence, ...]]:
+        """Patches of the bank beside those of an image, see `Detector.explainer`."""
+        return explainer(self)
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""
@@ -269,13 +316,7 @@ class PatchCore(Detector):
                 f"--anomaly_scorer_num_nn {self.config.num_nn} asks for more neighbours than the memory bank will have"
                 f" patches, {least}: lower it, or keep more patches (-p)"
             )
-        devices = [member.encoder.device for member in self.members]
-        places = choose_places(sizes, devices)
-        for size, device, place in zip(sizes, devices, places, strict=True):
-            if place != device:
-                need = format_bytes(size.store_bytes)
-                log.info("%s has no room for %s of patches: the host keeps them", device, need)
-        return [PatchStore(size, place) for size, place in zip(sizes, places, strict=True)]
+        return make_stores(sizes, [member.encoder.device for member in self.members])
 
 
 def _on_one_device(values: Sequence[Tensor]) -> Tensor:

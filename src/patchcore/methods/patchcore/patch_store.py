@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from patchcore.methods.patchcore.coreset import PROJECTION_DIMENSION
 from patchcore.methods.patchcore.sampler import NUM_STARTING_POINTS
 from patchcore.system.devices import available_bytes
+from patchcore.system.memory import format_bytes
+
+log = logging.getLogger(__name__)
 
 HOST = torch.device("cpu")
 
@@ -82,6 +86,16 @@ def choose_places(sizes: Sequence[BankSize], devices: Sequence[torch.device]) ->
         chosen.append(device if room else HOST)
         free[device] -= size.store_bytes if room else 0
     return chosen
+
+
+def make_stores(sizes: Sequence[BankSize], devices: Sequence[torch.device]) -> list[PatchStore]:
+    """Room for the patches of every member, on its device where there is some."""
+    places = choose_places(sizes, devices)
+    for size, device, place in zip(sizes, devices, places, strict=True):
+        if place != device:
+            need = format_bytes(size.store_bytes)
+            log.info("%s has no room for %s of patches: the host keeps them", device, need)
+    return [PatchStore(size, place) for size, place in zip(sizes, places, strict=True)]
 
 
 def expected_bytes(sizes: Sequence[BankSize], devices: Sequence[torch.device]) -> dict[torch.device, int]:

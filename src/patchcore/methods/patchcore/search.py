@@ -110,19 +110,40 @@ class TorchSearch:
         self._norms = bank.square().sum(dim=1)
 
     def __call__(self, queries: Tensor, k: int, apart: Apart | None = None) -> Tensor:
-        # The product form loses digits where a distance is small beside the norms: it preselects, no more.
-        candidates = min(k + TORCH_CANDIDATES, len(self._bank) if apart is None else apart.left)
-        parts = []
         size = max(1, TORCH_DISTANCES // len(self._bank))
         groups = itertools.repeat(None) if apart is None else apart.split(size)
-        for part, apart_here in zip(queries.to(self._bank.device).split(size), groups, strict=False):
-            product = torch.addmm(self._norms[None], part, self._bank.T, alpha=-2)  # less the queries' norms
-            if apart_here is not None:
-                product.masked_fill_(apart_here.own().to(product.device), torch.inf)
-            nearest = product.topk(candidates, dim=1, largest=False).indices  # (q, candidates)
-            exact = [(part - self._bank[column]).square().sum(dim=1) for column in nearest.T]
-            parts.append(torch.stack(exact, dim=1).sort(dim=1).values[:, :k])
-        return torch.cat(parts).to(queries.device)
+        parts = queries.to(self._bank.device).split(size)
+        found = [
+            nearest_distances(part, self._bank, self._norms, k, apart)
+            for part, apart in zip(parts, groups, strict=False)
+        ]
+        return torch.cat(found).to(queries.device)
+
+
+def nearest_distances(queries: Tensor, bank: Tensor, norms: Tensor, k: int, apart: Apart | None = None) -> Tensor:
+    """Squared distances to the k nearest rows of a bank, by one matrix product.
+
+    The product form loses digits where a distance is small beside the norms: it preselects, no more.
+
+    Args:
+        queries: (Q, D) float32.
+        bank: (K, D) float32.
+        norms: (K,) squared norms of its rows.
+        k: at most K.
+        apart: the groups in which a query has no neighbour, see `Search`.
+
+    Returns:
+        (Q, k) float32, ascending; infinite where too few rows are left.
+    """
+    candidates = min(k + TORCH_CANDIDATES, len(bank))
+    product = torch.addmm(norms[None], queries, bank.T, alpha=-2)  # (Q, K), less the queries' norms
+    if apart is not None:
+        product.masked_fill_(apart.own().to(product.device), torch.inf)
+    nearest = product.topk(candidates, dim=1, largest=False).indices  # (Q, candidates)
+    exact = torch.stack([(queries - bank[column]).square().sum(dim=1) for column in nearest.T], dim=1)
+    if apart is not None:
+        exact.masked_fill_(product.gather(1, nearest).isinf(), torch.inf)
+    return exact.sort(dim=1).values[:, :k]
 
 
 class ShardedSearch:
@@ -137,8 +158,7 @@ class ShardedSearch:
         for device, rows, search in self._shards:
             here = None if apart is None else Apart(apart.queries, apart.rows[first : first + rows])
             first += rows
-            if (left := rows if here is None else here.left) > 0:
-                found.append(search(queries.to(device), min(k, left), here))
+            found.append(search(queries.to(device), min(k, rows), here))
         nearest = torch.cat([distances.to(queries.device) for distances in found], dim=1)
         return nearest.sort(dim=1).values[:, :k]
 
