@@ -180,12 +180,13 @@ class PatchCore(Detector):
         Raises:
             PatchCoreError: the bank would have fewer patches than neighbours are asked for.
         """
+        begin = time.perf_counter()
         stores = self._stores(images.count)
         for batch in images.batches:
             for member, store in zip(self.members, stores, strict=True):
                 store.add(member.embed(batch, timer))
         grids: list[Tensor] = []
-        leave_one_out, begin = images.leave_one_out, time.perf_counter()
+        leave_one_out = images.leave_one_out
         for member in self.members:  # one after the other, so that only one member's patches and bank coexist
             features = stores.pop(0).features()
             thinning, before = self.config.thinning, generator.get_state()
