@@ -96,6 +96,12 @@ def test_of_an_ensemble_one_image_is_judged_as_among_many():
         assert again.tolist() == whole.p_values.tolist()
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_score_that_is_no_number_is_rejected(members):
+    calibrated = calibration(*[range(40)] * members)
+    assert calibrated.judge(np.full((members, 1), np.nan), 0.05).rejected.tolist() == [True]
+
+
 def test_scores_of_other_members_are_refused():
     with pytest.raises(ValueError, match="scores of 2 members"):
         calibration([1, 2], [3, 4]).p_values([[1.0]])

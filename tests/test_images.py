@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -222,3 +223,9 @@ def test_jpeg_mask_has_no_halo(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert ((np.asarray(image) != 0) != defect).any()
     np.testing.assert_array_equal(np.asarray(load_mask(path)) != 0, defect)
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PatchCoreError, match=r"pipe\.png: it is no regular file"):
+        load_image(tmp_path / "pipe.png")

@@ -163,11 +163,11 @@ class Calibration:
         p, rate, threshold = self.p_values(scores), self.rate(false_rejects), self.threshold(false_rejects)
         if threshold is not None:
             values = np.asarray(scores, dtype=np.float64)[0]
-            return Verdict(values, threshold, values > threshold, p, rate)
+            return Verdict(values, threshold, ~(values <= threshold), p, rate)  # nan is rejected
         # Between the last p-value that is rejected and the next.
         between = -math.log10((_rejected_ranks(rate, len(self)) + 0.5) / (len(self) + 1))
         values = -np.log10(p)
-        return Verdict(values, between, values > between, p, rate)
+        return Verdict(values, between, (values > between) | np.isnan(scores).any(axis=0), p, rate)
 
 
 def _at_least(good: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,8 @@ def read_image_size(path: Path) -> tuple[int, int]:
 def _open(path: Path) -> Iterator[Image.Image]:
     """Open an image file; an error of the decoder, in the body too, becomes one that names the file."""
     try:
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise ValueError("it is no regular file")  # opening a pipe would wait for who writes into it
         with Image.open(path, formats=_FORMATS) as image:
             yield image
     except _DECODING_ERRORS as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from patchcore.datasets.layout import IMAGE_SUFFIXES
+from patchcore.results.predictions import OVERLAYS, PREDICTIONS
 from patchcore.types import Inspected
 
 
@@ -37,7 +38,7 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path | Inspected]:
 def images_below(folder: Path, on_error: Callable[[OSError], object]) -> list[Path]:
     """The image files of a folder and those in it, in the order of their paths; hidden ones are ignored.
 
-    A folder that several links lead to is looked at once.
+    A folder that several links lead to is looked at once, and pictures of earlier verdicts are no images to judge.
 
     Args:
         on_error: told of a folder that cannot be read.
@@ -52,6 +53,8 @@ def images_below(folder: Path, on_error: Callable[[OSError], object]) -> list[Pa
             continue
         identity = here.st_dev, here.st_ino
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if identity not in seen else []
+        if PREDICTIONS in names:
+            folders[:] = [name for name in folders if name != OVERLAYS]
         if identity not in seen:
             found += [Path(root, name) for name in names if is_image_name(name)]
         seen.add(identity)

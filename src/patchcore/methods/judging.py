@@ -62,7 +62,7 @@ class Judge:
             return results
         return [
             dataclasses.replace(
-                result, threshold=self.threshold, verdict=REJECT if result.score > self.threshold else ACCEPT
+                result, threshold=self.threshold, verdict=ACCEPT if result.score <= self.threshold else REJECT
             )
             for result in results
         ]
