@@ -27,7 +27,7 @@ def fitted(inputs: Inputs, config: PatchCoreConfig, images: int) -> PatchCore:
     detector = inputs.detector(config)
     if config.backbones != LITE0.backbones:
         return detector.fit_batches(TrainingImages(batches=inputs.images(images).split(BATCH), count=images))
-    detector.members[0].remember(inputs.bank(images), config)
+    detector.members[0].remember(inputs.bank(images), config, None)
     detector.training = Training(images=images)
     return detector
 

@@ -54,11 +54,12 @@ def refuse_flat(queries, k, apart=None):
     raise AssertionError("the flat search was asked")
 
 
-@pytest.fixture
-def always_prune(monkeypatch, one_thread):
+@pytest.fixture(params=[0, 2**22], ids=["blocks", "together"])
+def always_prune(request, monkeypatch, one_thread):
     """Go the way of pruning even where it does not pay."""
     pytest.importorskip("faiss")
     monkeypatch.setattr(pruned_search, "SURVIVORS", 1.0)
+    monkeypatch.setattr(pruned_search, "TOGETHER", request.param)
 
 
 def clusters(size, dimension, seed):
@@ -178,6 +179,7 @@ def test_pruned_search_allows_for_what_rounding_moves(always_prune, dtype, sprea
     assert_exact(flat_clusters(400, 1), flat_clusters(150, 2), 2, dtype, rtol=1e-4)
 
 
+@pytest.mark.parametrize("together", [0, 2**22])
 @pytest.mark.parametrize(
     ("queries", "k"),
     [
@@ -188,7 +190,8 @@ def test_pruned_search_allows_for_what_rounding_moves(always_prune, dtype, sprea
     ],
     ids=["nothing to prune", "few queries", "all neighbours", "nan"],
 )
-def test_flat_search_takes_over_where_pruning_does_not_pay(queries, k):
+def test_flat_search_takes_over_where_pruning_does_not_pay(queries, k, together, monkeypatch):
+    monkeypatch.setattr(pruned_search, "TOGETHER", together)
     asked = []
 
     def flat(queries, k, apart):
@@ -247,6 +250,7 @@ def test_an_error_of_a_worker_is_raised_and_the_threads_come_back(two_threads):
 def test_the_workers_of_a_search_get_as_much_work_each(
     always_prune, two_threads, monkeypatch, num_workers, most, blocks
 ):
+    monkeypatch.setattr(pruned_search, "TOGETHER", 0)
     sizes = []
     survivors = PrunedSearch._survivors
 
@@ -258,6 +262,28 @@ def test_the_workers_of_a_search_get_as_much_work_each(
     monkeypatch.setattr(pruned_search, "BLOCK", most * 304)  # 300 rows and the padding to groups of 16
     assert_exact(clusters(300, 64, 1), clusters(500, 64, 2), 1, torch.float32, num_workers)
     assert sizes == [32, 32, *blocks]  # the probes come first
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "scores", "asked"), [(None, 300 * 304, 0), (None, 300 * 304 - 1, 4), (1, 2**22, 3)]
+)
+def test_torchs_threads_search_together_for_few_scores(
+    always_prune, two_threads, monkeypatch, num_workers, scores, asked
+):
+    monkeypatch.setattr(pruned_search, "TOGETHER", scores)
+    bank, queries = clusters(300, 64, 1), clusters(300, 64, 2)
+    search = PrunedSearch(bank, refuse_flat, num_workers, torch.float32)
+    items = []
+    real = pruned_search.by_single_threads
+
+    def watched(function, blocks, workers):
+        items.extend(blocks)
+        return real(function, blocks, workers)
+
+    monkeypatch.setattr(pruned_search, "by_single_threads", watched)
+    expected = (queries.double()[:, None] - bank.double()).square().sum(dim=2).amin(dim=1)
+    torch.testing.assert_close(search(queries, 1)[:, 0].double(), expected, rtol=1e-5, atol=0)
+    assert len(items) == asked
 
 
 def test_bank_prunes_where_it_is_large_and_wide():

@@ -22,6 +22,7 @@ MOST_DIRECTIONS = 157  # with the 3 columns that hold the norms: 160, a width th
 SAMPLE = 4096  # bank rows that give the directions, enough for their leading ones
 GROUP = 16  # bank rows that share one maximum, so that most of them are never looked at
 BLOCK = 2**20  # scores that a worker holds at once, few enough for the caches
+TOGETHER = 2**22  # scores, as of one image, up to which torch's own threads share every operation
 CHUNK = 2**13  # queries whose surviving pairs are held at once
 PROBES = 64  # queries that tell whether pruning pays; below that number it is not worth the overhead
 SURVIVORS = 1 / 32  # share of the bank surviving above which the flat search is faster (measured: 1/20)
@@ -86,6 +87,15 @@ def _blocks(queries: Tensor, apart: Apart | None, size: int) -> list[tuple[Tenso
     """Every `size` queries with their groups."""
     groups = itertools.repeat(None) if apart is None else apart.split(size)
     return list(zip(queries.split(size), groups, strict=False))
+
+
+def near_pairs(groups: Tensor, best: Tensor, cut: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All (query, row) pairs that may be among the k nearest, ordered by query, at least k for each; see `_score`."""
+    width = best.shape[1]
+    query, reached = np.divmod(np.flatnonzero((best >= cut).numpy()), width)
+    near = groups[query, :, reached] >= cut[query]
+    hit, member = np.divmod(np.flatnonzero(near.numpy()), GROUP)
+    return query[hit], reached[hit] + member * width
 
 
 class PrunedSearch:
@@ -167,12 +177,18 @@ class PrunedSearch:
         longest = queries.norm() + self._mean.norm() + self._radius  # at least |q| + |b| for all, nan with a nan
         if not (self._stretch * longest).square().isfinite():  # nothing can be proved with nan or overflow
             return self._flat(queries, k, apart)
-        survivors = partial(self._survivors, k=k)
         numbers = choose_probes(len(queries))
+        most_kept = SURVIVORS * PROBES * len(self._bank)
+        if self._num_workers is None and len(queries) * len(self._rows) <= TOGETHER:
+            # After the backbone torch's threads stay awake for some 9 ms, on cores that workers would have to share.
+            scored = self._score((queries, apart), k)
+            if len(near_pairs(*(part[numbers] for part in scored))[1]) > most_kept:
+                return self._flat(queries, k, apart)
+            return self._nearest(queries, k, *near_pairs(*scored))
+        survivors = partial(self._survivors, k=k)
         groups = None if apart is None else Apart(apart.queries[numbers], apart.rows)
         probes = _blocks(queries[numbers], groups, PROBES // 2)  # halves, since all wait for them
-        kept = sum(len(rows) for _, rows in by_single_threads(survivors, probes, self._num_workers))
-        if kept > SURVIVORS * PROBES * len(self._bank):
+        if sum(len(rows) for _, rows in by_single_threads(survivors, probes, self._num_workers)) > most_kept:
             return self._flat(queries, k, apart)
         workers = self._num_workers or torch.get_num_threads()
         most = min(max(BLOCK // len(self._rows), 64), 512)
@@ -183,7 +199,11 @@ class PrunedSearch:
         return self._nearest(queries, k, query, np.concatenate([pairs[1] for pairs in found]))
 
     def _survivors(self, block: tuple[Tensor, Apart | None], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All (query, row) pairs that may be among the k nearest, ordered by query, at least k for each."""
+        """The `near_pairs` of some queries."""
+        return near_pairs(*self._score(block, k))
+
+    def _score(self, block: tuple[Tensor, Apart | None], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The scores of all rows in groups (Q, GROUP, width), the best of each, and the least of a near row (Q, 1)."""
         queries, apart = block
         centred = queries - self._mean
         reach = centred.norm(dim=1) + self._radius  # at least |q| + |b| for every b
@@ -198,16 +218,13 @@ class PrunedSearch:
 
         group = best.topk(k, dim=1).indices
         row = groups[torch.arange(len(queries))[:, None], :, group].argmax(dim=2) * width + group  # (Q, k)
-        upper = (queries[:, None] - self._bank[row]).square().sum(dim=2).amax(dim=1)
+        rows = self._bank.index_select(0, row.flatten()).view(*row.shape, -1)  # in half the time of `[row]`
+        upper = (queries[:, None] - rows).square().sum(dim=2).amax(dim=1)
         limit = (self._stretch * upper.sqrt() + self._slack * reach).square()
         limit += self._squared_slack * reach.square() + UNDERFLOW
         cut = (reduced.float().square().sum(dim=1) - limit) / 2  # the score of a row at that distance
         cut = (cut - cut.abs() * torch.finfo(self._dtype).eps).to(self._dtype)[:, None]  # for rounded scores
-
-        query, reached = np.divmod(np.flatnonzero((best >= cut).numpy()), width)
-        near = groups[query, :, reached] >= cut[query]
-        hit, member = np.divmod(np.flatnonzero(near.numpy()), GROUP)
-        return query[hit], reached[hit] + member * width
+        return groups, best, cut
 
     def _nearest(self, queries: Tensor, k: int, query: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
         """The k least distances of each query among its pairs."""
