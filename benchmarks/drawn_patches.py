@@ -61,13 +61,12 @@ def left_out_table(numbers: dict[int, int], retrained_up_to: int) -> Table:
                 if thinning.fraction * n * PATCHES < 10 or (thinning.sampler == "identity" and n > 50):
                     continue  # too few rows to leave some out; and where nothing is chosen, n does not matter
                 with_retraining = thinning.sampler == CORESET.sampler and n <= retrained_up_to
-                found: dict[str, list[float]] = {"left out": [], "dropped": [], "retrained": [], "in sample": []}
+                found: dict[str, list[float]] = {"left out": [], "retrained": [], "in sample": []}
                 for repeat in range(repeats):
                     generator = torch.Generator().manual_seed(1000 * n + repeat)
                     bank = PatchBank(draw_images(world, n, generator), thinning, repeat)
                     fresh = bank.scores(draw_images(world, FRESH, generator))
                     found["left out"].append(rejected(bank.left_out(), fresh, RATE).mean())
-                    found["dropped"].append(rejected(bank.rows_dropped(), fresh, RATE).mean())
                     found["in sample"].append(rejected(bank.in_sample(), fresh, RATE).mean())
                     if with_retraining:
                         scores = retrained(bank.patches, thinning, repeat)
@@ -80,13 +79,12 @@ def left_out_table(numbers: dict[int, int], retrained_up_to: int) -> Table:
                         str(n),
                         f"{100 * expected_rate(n, RATE):.1f} %",
                         mean_and_error(rates["left out"]),
-                        mean_and_error(rates["dropped"]),
                         mean_and_error(rates["retrained"]) if with_retraining else "-",
                         f"{100 * rates['in sample'].mean():.0f} %",
                     )
                 )
     header = (
-        *("images", "bank", "n", "to be expected", "left out", "rows dropped", "bank made anew without it"),
+        *("images", "bank", "n", "to be expected", "left out of the finished bank", "bank made anew without it"),
         "by the whole bank",
     )
     return Table(title=f"PatchCore on drawn patches, {100 * RATE:g} % stated", header=header, rows=rows)

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchcore.calibration import PIXEL_LEVELS, Calibration
-from patchcore.methods.patchcore.coreset import project
 from patchcore.methods.patchcore.memory_bank import MemoryBank
-from patchcore.methods.patchcore.sampler import GREEDY_SAMPLERS, sample
+from patchcore.methods.patchcore.sampler import sample
 from patchcore.methods.patchcore.search import Apart
-from patchcore.methods.patchcore.stand_ins import stand_ins
-from patchcore.scoring import image_scores
+from patchcore.scoring import image_scores, patch_scores
 
 Scores = NDArray[np.float64]
 
@@ -40,7 +38,7 @@ class PatchBank:
     """
 
     def __init__(self, patches: Tensor, thinning: Thinning, seed: int) -> None:
-        self.patches, self.thinning, self.seed = patches, thinning, seed
+        self.patches = patches
         rows = patches.flatten(0, 1)
         generator = torch.Generator().manual_seed(seed)
         self.chosen = sample(rows, thinning.sampler, thinning.fraction, generator)
@@ -48,40 +46,21 @@ class PatchBank:
 
     def scores(self, patches: Tensor) -> Scores:
         """(N,) scores of other images by their (N, P, D) patches."""
-        return _of_images(self._distances(patches))
+        return self._scores(patches, None)
 
     def left_out(self) -> Scores:
-        """(N,) scores of the training images that calibrate a detector: each without the rows that come from it."""
-        distances, of_image = self._to_other_images(), self.patches.shape[1]
-        if self.thinning.sampler in GREEDY_SAMPLERS:
-            rows = self.patches.flatten(0, 1)
-            points = project(rows, torch.Generator().manual_seed(self.seed))
-            for image, instead in enumerate(stand_ins(points, self.chosen, of_image)):
-                if len(instead):
-                    nearest = torch.cdist(self.patches[image], rows[instead]).amin(dim=1).square()
-                    distances[image] = torch.minimum(distances[image], nearest)
-        return _of_images(distances)
-
-    def rows_dropped(self) -> Scores:
-        """(N,) scores of the training images by what is left of the finished bank, with nothing in the rows' place."""
-        return _of_images(self._to_other_images())
+        """(N,) scores of the training images, each by the rows of the finished bank that come from the others."""
+        count, of_image, _ = self.patches.shape
+        images = torch.arange(count, dtype=torch.int32)
+        return self._scores(self.patches, Apart(images.repeat_interleave(of_image), (self.chosen // of_image).int()))
 
     def in_sample(self) -> Scores:
         """(N,) scores of the training images by the whole bank, their own rows among them."""
         return self.scores(self.patches)
 
-    def _to_other_images(self) -> Tensor:
-        count, of_image, _ = self.patches.shape
-        images = torch.arange(count, dtype=torch.int32).repeat_interleave(of_image)
-        return self._distances(self.patches, Apart(images, (self.chosen // of_image).int()))
-
-    def _distances(self, patches: Tensor, apart: Apart | None = None) -> Tensor:
-        """(N, P) squared distances of patches to the nearest row."""
-        return self.bank.distances(patches.flatten(0, 1), 1, apart).reshape(patches.shape[:2])
-
-
-def _of_images(distances: Tensor) -> Scores:
-    return image_scores(distances[:, None]).double().numpy()
+    def _scores(self, patches: Tensor, apart: Apart | None) -> Scores:
+        distances = patch_scores(self.bank.distances(patches.flatten(0, 1), 1, apart))
+        return image_scores(distances.reshape(len(patches), 1, -1)).double().numpy()
 
 
 def retrained(patches: Tensor, thinning: Thinning, seed: int) -> Scores:

@@ -21,16 +21,14 @@ from patchcore.features.encoder import Encoder
 from patchcore.methods.detector import BatchScores, Detector
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
-from patchcore.methods.patchcore.coreset import project
 from patchcore.methods.patchcore.explaining import explainer
 from patchcore.methods.patchcore.graph import MemberGraph, PatchCoreGraph
 from patchcore.methods.patchcore.index_file import read_flat_index, read_origins
 from patchcore.methods.patchcore.memory_bank import MemoryBank
 from patchcore.methods.patchcore.patch_store import BankSize, PatchStore, expected_bytes, make_stores
 from patchcore.methods.patchcore.patches import PatchEmbedding
-from patchcore.methods.patchcore.sampler import GREEDY_SAMPLERS, kept_of, sample
+from patchcore.methods.patchcore.sampler import kept_of, sample
 from patchcore.methods.patchcore.search import Apart
-from patchcore.methods.patchcore.stand_ins import stand_ins
 from patchcore.methods.patchcore.updating import update
 from patchcore.methods.sources import ImageLike
 from patchcore.methods.training_images import CHEAP_SECONDS, CHEAP_SHARE, TrainingImages
@@ -100,9 +98,7 @@ class Member:
             devices=self.devices,
         )
 
-    def scores_left_out(
-        self, patches: Tensor, images: Tensor, per_image: int, k: int, instead: Sequence[Tensor] = ()
-    ) -> Tensor:
+    def scores_left_out(self, patches: Tensor, images: Tensor, per_image: int, k: int) -> Tensor:
         """Scores (Q,) of patches of training images by the bank rows that come from other images.
 
         Args:
@@ -110,8 +106,6 @@ class Member:
             images: (Q,) int32, the number of the image that each comes from.
             per_image: patches of an image, of all its views.
             k: neighbours.
-            instead: (R, D) patches that take the place of the rows that are left out, for each of B images that share
-                the patches evenly.
 
         Raises:
             PatchCoreError: fewer than k rows come from other images.
@@ -119,16 +113,7 @@ class Member:
         if self.origins is None:
             raise ValueError("the bank does not say which images its rows come from")
         apart = Apart(images, (self.origins // per_image).int())
-        distances = self.bank.distances(patches, k, apart)
-        if not instead:
-            return patch_scores(distances)
-        parts = []
-        for found, queries, rows in zip(
-            distances.chunk(len(instead)), patches.chunk(len(instead)), instead, strict=True
-        ):
-            more = torch.cdist(queries, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
-            parts.append(torch.cat([found, more], dim=1).sort(dim=1).values[:, :k])
-        return patch_scores(torch.cat(parts))
+        return patch_scores(self.bank.distances(patches, k, apart))
 
 
 class PatchCore(Detector):
@@ -174,8 +159,9 @@ class PatchCore(Detector):
     ) -> Iterator[BatchScores] | None:
         """Remember good images, see `Detector.learn`; a bank is built at one go, and leaves no record.
 
-        An image is left out by leaving the rows of the finished bank out that come from it. Where a greedy choice would
-        have kept patches of other images in their place, these stand in for them, see `stand_ins`.
+        An image is left out by leaving the rows of the finished bank out that come from it. The coreset was chosen with
+        them, and would else have kept a few patches of other images in their place: the scores are too high rather than
+        too low, and verdicts reject too few good images rather than too many.
 
         Raises:
             PatchCoreError: the bank would have fewer patches than neighbours are asked for.
@@ -189,7 +175,7 @@ class PatchCore(Detector):
         leave_one_out = images.leave_one_out
         for member in self.members:  # one after the other, so that only one member's patches and bank coexist
             features = stores.pop(0).features()
-            thinning, before = self.config.thinning, generator.get_state()
+            thinning = self.config.thinning
             with timer("coreset"), progress_bar("coreset", kept_of(len(features), *thinning), "patch") as bar:
                 chosen = sample(features, *thinning, generator, bar.update, member.encoder.device)
             whole = len(chosen) == len(features)
@@ -205,11 +191,7 @@ class PatchCore(Detector):
                 leave_one_out = self._is_cheap(member, features, images, time.perf_counter() - begin)
             if leave_one_out:
                 with timer("calibration"):
-                    instead: list[Tensor] = []
-                    if thinning[0] in GREEDY_SAMPLERS:
-                        points = project(features, torch.Generator().set_state(before), member.encoder.device)
-                        instead = stand_ins(points, chosen, math.prod(member.grid) * images.views)
-                    grids.append(self.left_out(member, features, images, instead=instead))
+                    grids.append(self.left_out(member, features, images))
         return self.of_grids(grids) if leave_one_out else None
 
     def _is_cheap(self, member: Member, features: Tensor, images: TrainingImages, spent: float) -> bool:
@@ -263,18 +245,10 @@ class PatchCore(Detector):
         own = torch.bincount(member.origins // (math.prod(member.grid) * images.views))
         return len(member.bank) - int(own.max())
 
-    def left_out(
-        self,
-        member: Member,
-        features: Tensor,
-        images: TrainingImages,
-        first: int = 0,
-        instead: Sequence[Tensor] = (),
-    ) -> Tensor:
+    def left_out(self, member: Member, features: Tensor, images: TrainingImages, first: int = 0) -> Tensor:
         """(N, h, w) scores of the first view of all photos, each without the bank rows that come from it.
 
-        `first` is the number that the first of them has in the bank's origins, `instead` says for every photo which of
-        the features take the place of its rows.
+        `first` is the number that the first of them has in the bank's origins.
         """
         of_view = math.prod(member.grid)
         views = features.unflatten(0, (-1, images.views, of_view))[:, 0]  # (N, P, D)
@@ -283,14 +257,7 @@ class PatchCore(Detector):
             for numbers in torch.arange(len(views), dtype=torch.int32).split(_LEFT_OUT_AT_A_TIME):
                 patches = views[numbers[0] : numbers[-1] + 1].flatten(0, 1).to(member.encoder.device)
                 scores = member.scores_left_out(
-                    patches,
-                    first + numbers.repeat_interleave(of_view),
-                    of_view * images.views,
-                    self.config.num_nn,
-                    [
-                        features[rows.to(features.device)].to(patches.device)
-                        for rows in instead[numbers[0] :][: len(numbers)]
-                    ],
+                    patches, first + numbers.repeat_interleave(of_view), of_view * images.views, self.config.num_nn
                 )
                 grids.append(scores.reshape(-1, *member.grid))
                 bar.update(len(numbers))

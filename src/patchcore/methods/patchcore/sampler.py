@@ -14,7 +14,6 @@ from patchcore.methods.patchcore.coreset import (
 )
 
 NUM_STARTING_POINTS = 10
-GREEDY_SAMPLERS = ("approx_greedy_coreset", "greedy_coreset")
 
 
 def kept_of(patches: int, sampler: str, fraction: float) -> int:
