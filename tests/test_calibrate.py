@@ -264,3 +264,15 @@ def test_a_folder_without_a_model_is_named_before_anything_is_read(good, shell, 
     assert (
         ended.err == f"error: no folder {tmp_path / 'nowhere'}: expected a stored PatchCore or FastFlow model there\n"
     )
+
+
+def test_a_few_images_do_not_replace_a_calibration_of_enough(stored, good, tmp_path, shell):
+    enough = write(tmp_path / "enough", pixels(19, seed=5))
+    assert shell(calibrate, stored["patchcore"], enough).code == 0
+    before = (stored["patchcore"] / MODEL_FILE).read_bytes()
+    ended = shell(calibrate, stored["patchcore"], good)
+    assert ended.code == 1
+    assert "4 different images allow no rate of false rejects below 0.2" in last_line(ended)
+    assert last_line(ended).endswith("give 19 or more")
+    assert (stored["patchcore"] / MODEL_FILE).read_bytes() == before
+    assert shell(calibrate, stored["patchcore"], write(tmp_path / "others", pixels(19, seed=6))).code == 0

@@ -91,8 +91,31 @@ def test_what_takes_long_is_done_only_where_it_is_asked_for(monkeypatch, caplog)
     assert new().fit(images).calibration is None
     assert "--calibration leave_one_out does it all the same" in caplog.text
     assert len(new().fit(images, calibration="leave_one_out").calibration) == 4
-    monkeypatch.setattr(detector_module, "CHEAP_SHARE", 1.0)
+    monkeypatch.setattr(detector_module, "CHEAP_SECONDS", 1000.0)
     assert len(new().fit(images).calibration) == 4
+
+
+@pytest.mark.parametrize("sampler", ["identity", "approx_greedy_coreset"])
+def test_images_alike_are_left_out_together(sampler, caplog):
+    caplog.set_level(logging.WARNING)
+    images = pixels(6)
+    twice = new(sampler=sampler, fraction=0.5).fit([*images, *images[:3]])
+    assert "3 training images are the same as others, pixel by pixel: remove them" in caplog.text
+    scores = twice.calibration.scores[0]
+    np.testing.assert_allclose(scores[:3], scores[6:], rtol=1e-5)
+    for i, image in enumerate(images):
+        others = twice.members[0].bank.features[twice.members[0].origins // 64 % 6 != i]
+        patches = twice.members[0].embed(torch.from_numpy(image).permute(2, 0, 1)[None], _Untimed()).flatten(0, 2)
+        expected = torch.cdist(patches.double(), others.double()).square().amin(dim=1).max()
+        assert scores[i] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_images_alike_calibrate_once(caplog):
+    caplog.set_level(logging.WARNING)
+    others = pixels(5, seed=1)
+    detector = new().fit(pixels(3), calibration="none").calibrate([*others, others[0], *[others[3]] * 9], batch_size=4)
+    assert len(detector.calibration) == 5
+    assert "10 images are the same as others, pixel by pixel: each counts once" in caplog.text
 
 
 def test_folds_are_scored_by_what_was_fitted_to_the_others(monkeypatch):

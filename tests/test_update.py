@@ -247,13 +247,13 @@ def test_old_scores_are_taken_anew_from_pictures_where_compression_changes_littl
 
 
 @pytest.mark.parametrize("kind", [None, "good_images"])
-def test_without_scores_of_images_left_out_the_new_ones_calibrate_alone(kind, caplog):
+def test_without_scores_of_images_left_out_all_photos_calibrate_by_their_pictures(kind, caplog):
     caplog.set_level("INFO", logger="patchcore")
     detector = fitted()
     detector.calibration = kind and detector.calibrate(pixels(3, seed=7)).calibration
     detector.update(pixels(NEW, seed=1))
-    assert (detector.calibration.kind, len(detector.calibration)) == ("leave_one_out", NEW)
-    said = "calibration: the new images replace 3 earlier ones (good_images)"
+    assert (detector.calibration.kind, len(detector.calibration)) == ("leave_one_out", OLD + NEW)
+    said = "calibration: all 9 photos, each left out, replace 3 images (good_images)"
     assert (said in caplog.messages) == (kind is not None)
 
 

@@ -15,11 +15,14 @@ from patchcore.cli.commands import start_logging
 from patchcore.cli.errors import OneLineCommand
 from patchcore.cli.models import good_images, load_model, model_parameters
 from patchcore.config import FALSE_REJECTS
+from patchcore.types import PatchCoreError
 
 if TYPE_CHECKING:
     from patchcore.calibration import Calibration
 
 log = logging.getLogger(__name__)
+
+_NEEDED = math.ceil(1 / FALSE_REJECTS) - 1  # images, for the usual rate
 
 
 @click.command(cls=OneLineCommand, params=model_parameters("GOOD_IMAGES"))
@@ -56,6 +59,7 @@ def calibrate(
         )
     before = stored.calibration
     calibrated = detector.calibrate(photos, batch_size=batch_size).description(model)
+    _refuse_weaker(calibrated.calibration, before)
     write_calibration(dataclasses.replace(calibrated, checksums=stored.checksums))
     if before is not None:
         click.echo(f"replaced a calibration of {len(before)} images ({before.kind})")
@@ -64,14 +68,22 @@ def calibrate(
     click.echo(f"stored in {model / MODEL_FILE}")
 
 
+def _refuse_weaker(new: Calibration | None, old: Calibration | None) -> None:
+    """A few images must not take the place of a calibration that allows the usual rate."""
+    if new and old and new.rate(FALSE_REJECTS) > FALSE_REJECTS >= old.rate(FALSE_REJECTS):
+        raise PatchCoreError(
+            f"{len(new)} different images allow no rate of false rejects below {1 / (len(new) + 1):.2g}, the"
+            f" {len(old)} images of the model's calibration {1 / (len(old) + 1):.2g}: give {_NEEDED} or more"
+        )
+
+
 def described(calibration: Calibration | None) -> Iterator[str]:
     """What verdicts a calibration allows, in two lines; none without one."""
     if calibration is None:
         return
     count, rate = len(calibration), calibration.rate(FALSE_REJECTS)
     yield f"calibrated with {count} good images: rates of false rejects from {1 / (count + 1):.3g} on"
-    needed = math.ceil(1 / FALSE_REJECTS) - 1
-    few = f" ({FALSE_REJECTS:g} needs {needed} images or more)" if rate > FALSE_REJECTS else ""
+    few = f" ({FALSE_REJECTS:g} needs {_NEEDED} images or more)" if rate > FALSE_REJECTS else ""
     threshold = calibration.threshold(FALSE_REJECTS)
     says = "none, the p-values of an ensemble decide" if threshold is None else f"{threshold:.6g}"
     yield f"threshold at a rate of {rate:.3g}{few}: {says}"

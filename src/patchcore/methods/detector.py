@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from patchcore.methods.judging import Judge
 from patchcore.methods.method import Method
 from patchcore.methods.sources import ImageLike, Sources, images_in, listed
 from patchcore.methods.stored_model import LoadedWeights, StoredModel, Training, write_model
-from patchcore.methods.training_images import Album, TrainingImages
+from patchcore.methods.training_images import Album, TrainingImages, each_once
 from patchcore.settings import from_plain
 from patchcore.system.files import atomic_write
 from patchcore.system.timing import StageTimer
@@ -30,6 +31,8 @@ from patchcore.types import Evidence, Output, PatchCoreError, Result
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 _READERS = 8  # threads that decode images
 
@@ -226,11 +229,13 @@ class Detector(ABC):
         if images.leave_one_out and not self.method.leaves_one_out:
             raise PatchCoreError(f"{self.method.title} cannot leave one image out: calibrate it with folds")
         album = Album()
-        watched = dataclasses.replace(images, batches=album.watch(images))
+        watched = dataclasses.replace(images, batches=album.watch(images), album=album)
         timer = timer or StageTimer(self.workspace.device)
         # A training that fails may leave members old and new, and a calibration belongs to what was learnt before.
         self.training = self.calibration = None
         parts = self.learn(watched, torch.Generator().manual_seed(training.seed), timer, record)
+        if alike := sum(number != first for number, first in enumerate(album.first_alike())):
+            log.warning("%d training images are the same as others, pixel by pixel: remove them", alike)
         self.album = album
         self.training = dataclasses.replace(training, images=images.count, fingerprint=album.fingerprint())
         if parts is not None:
@@ -241,6 +246,8 @@ class Detector(ABC):
     def calibrate(self, images: ImageLike | list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> Self:
         """Calibrate with images of good parts, none of which it was trained on; they replace an earlier calibration.
 
+        Images of the same pixels count once.
+
         Args:
             images: a folder of image files, or images as `predict` takes them.
             batch_size: images at a time.
@@ -249,7 +256,8 @@ class Detector(ABC):
             PatchCoreError: an image cannot be read or was trained on, or the detector has learnt nothing.
         """
         sources = Sources(images_in(images), self.geometry)
-        return self.calibrate_batches(PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS))
+        batches = PrefetchLoader(dataset=sources, batch_size=batch_size, num_workers=_READERS)
+        return self.calibrate_batches(each_once(batches))
 
     @torch.inference_mode()
     def calibrate_batches(

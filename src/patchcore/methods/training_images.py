@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from patchcore.methods.stored_model import Photo
 from patchcore.types import PatchCoreError
+
+log = logging.getLogger(__name__)
 
 PICTURES_FILE = "training_images.zip"
 CHEAP_SECONDS = 10.0  # a calibration of no more is cheap,
@@ -33,6 +36,7 @@ class TrainingImages:
         views: how many of them show the same photo, turned and mirrored, one after the other.
         names: of the photos; empty where they have none.
         leave_one_out: whether the detector should say of each photo what it would say had it not learnt it.
+        album: of the photos that have passed by, see `Album.watch`.
         if_cheap: whether it may do without that where it takes long, see `CHEAP_SECONDS` and `CHEAP_SHARE`.
     """
 
@@ -42,6 +46,7 @@ class TrainingImages:
     names: Sequence[str] = ()
     leave_one_out: bool = False
     if_cheap: bool = False
+    album: Album = dataclasses.field(default_factory=lambda: Album())
 
 
 class Album:
@@ -90,6 +95,11 @@ class Album:
                 number += 1
             yield batch
 
+    def first_alike(self) -> list[int]:
+        """The number of every photo, or that of the first one with the same pixels."""
+        first: dict[str, int] = {}
+        return [first.setdefault(photo.pixels, number) for number, photo in enumerate(self.photos)]
+
     def refuse_known(self, images: Tensor) -> None:
         """Raise a PatchCoreError if the detector has learnt one of (B, 3, H, W) images, which cannot calibrate it."""
         known = {photo.pixels: photo.name for photo in self.photos}
@@ -130,6 +140,21 @@ class Album:
                 return cls(photos, [archive.read(entry) for entry in entries])
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise PatchCoreError(f"{path}: cannot read the pictures of the training images: {error}") from error
+
+
+def each_once(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Pass batches (B, 3, H, W) on without images that were there before; the log says how many."""
+    seen: set[str] = set()
+    count = 0
+    for images in batches:
+        hashes = [hash_of(pixels) for pixels in images.permute(0, 2, 3, 1).contiguous().numpy()]
+        new = [number for number, one in enumerate(hashes) if one not in seen and one not in hashes[:number]]
+        seen.update(hashes)
+        count += len(hashes) - len(new)
+        if new:
+            yield images[new]
+    if count:
+        log.warning("%d images are the same as others, pixel by pixel: each counts once", count)
 
 
 def hash_of(pixels: NDArray[np.uint8]) -> str:

@@ -54,10 +54,13 @@ class Member:
     Attributes:
         bank: the patches that it remembers.
         origins: (K,) int64, which of all training patches every row of the bank is; None where the model does not say.
+        first_alike: (N,) int32, of every training image itself or the first one with the same pixels, which are left
+            out together; None where all differ.
     """
 
     bank: MemoryBank
     origins: Tensor | None
+    first_alike: Tensor | None = None
 
     def __init__(self, encoder: Encoder, config: PatchCoreConfig, devices: Sequence[torch.device]) -> None:
         self.encoder = encoder
@@ -103,17 +106,23 @@ class Member:
 
         Args:
             patches: (Q, D).
-            images: (Q,) int32, the number of the image that each comes from.
+            images: (Q,) int32, the number of the image that each comes from; images alike are one.
             per_image: patches of an image, of all its views.
             k: neighbours.
 
         Raises:
             PatchCoreError: fewer than k rows come from other images.
         """
+        if self.first_alike is not None:
+            images = self.first_alike[images.long()]
+        return patch_scores(self.bank.distances(patches, k, Apart(images, self.images_of_rows(per_image))))
+
+    def images_of_rows(self, per_image: int) -> Tensor:
+        """(K,) int32, the number of the training image that every row of the bank comes from; images alike are one."""
         if self.origins is None:
             raise ValueError("the bank does not say which images its rows come from")
-        apart = Apart(images, (self.origins // per_image).int())
-        return patch_scores(self.bank.distances(patches, k, apart))
+        images = self.origins // per_image
+        return images.int() if self.first_alike is None else self.first_alike[images]
 
 
 class PatchCore(Detector):
@@ -180,35 +189,18 @@ class PatchCore(Detector):
                 chosen = sample(features, *thinning, generator, bar.update, member.encoder.device)
             whole = len(chosen) == len(features)
             member.remember(features if whole else features[chosen.to(features.device)], self.config, chosen)
-            if leave_one_out and self._fewest_left(member, images) < self.config.num_nn:
-                log.warning(
-                    "not calibrated, so there are no verdicts: without one of the %d images the memory bank has fewer"
-                    " patches than neighbours are asked for",
-                    images.count // images.views,
-                )
-                leave_one_out = False
-            if leave_one_out and images.if_cheap:
-                leave_one_out = self._is_cheap(member, features, images, time.perf_counter() - begin)
             if leave_one_out:
+                member.first_alike = torch.tensor(images.album.first_alike(), dtype=torch.int32)
                 with timer("calibration"):
-                    grids.append(self.left_out(member, features, images))
+                    most = self._worth(time.perf_counter() - begin) if images.if_cheap else math.inf
+                    grid = self.left_out(member, features, images, most_seconds=most)
+                leave_one_out = grid is not None
+                grids += [] if grid is None else [grid]
         return self.of_grids(grids) if leave_one_out else None
 
-    def _is_cheap(self, member: Member, features: Tensor, images: TrainingImages, spent: float) -> bool:
-        """Whether leaving every photo out takes little beside the seconds that were spent; says so if it does not."""
-        of_photo = math.prod(member.grid) * images.views
-        photos, begin = images.count // images.views, time.perf_counter()
-        few = min(_LEFT_OUT_AT_A_TIME, photos)
-        self.left_out(member, features[: few * of_photo], images)
-        expected = (time.perf_counter() - begin) / few * photos * len(self.members)
-        if expected <= max(CHEAP_SECONDS, CHEAP_SHARE * (spent + expected)):
-            return True
-        log.warning(
-            "not calibrated, so there are no verdicts: that would take about %.0f s, more than a tenth of the training;"
-            " --calibration leave_one_out does it all the same",
-            expected,
-        )
-        return False
+    def _worth(self, spent: float) -> float:
+        """Seconds that leaving every photo out of one member's bank may take beside those that were spent."""
+        return max(CHEAP_SECONDS, CHEAP_SHARE / (1 - CHEAP_SHARE) * spent) / len(self.members)
 
     def update(
         self,
@@ -221,9 +213,8 @@ class PatchCore(Detector):
 
         The greedy selection goes on: as many of the new patches as the sampler's share of them, each the farthest from
         the whole bank, are appended to its rows, which stay as they are. Images that were learnt already are left out.
-        The new images calibrate the detector, each left out in turn, together with the scores of earlier images if
-        those were left out as well. These were taken before the bank grew and may be too high now; verdicts reject too
-        few good images rather than too many.
+        New and earlier images calibrate the detector, each left out in turn; of the earlier ones their pictures in the
+        model are scored. Without such pictures the new images calibrate it alone.
 
         Args:
             images: a folder of image files, or images as `predict` takes them.
@@ -238,29 +229,50 @@ class PatchCore(Detector):
         update(self, images, max_bank_size, batch_size)
         return self
 
-    def _fewest_left(self, member: Member, images: TrainingImages) -> int:
-        """How many rows of a bank at least come from other photos than one that is left out."""
-        if member.origins is None:
-            raise ValueError("the bank does not say which images its rows come from")
-        own = torch.bincount(member.origins // (math.prod(member.grid) * images.views))
-        return len(member.bank) - int(own.max())
-
-    def left_out(self, member: Member, features: Tensor, images: TrainingImages, first: int = 0) -> Tensor:
+    def left_out(
+        self,
+        member: Member,
+        features: Tensor,
+        images: TrainingImages,
+        first: int = 0,
+        most_seconds: float = math.inf,
+    ) -> Tensor | None:
         """(N, h, w) scores of the first view of all photos, each without the bank rows that come from it.
 
-        `first` is the number that the first of them has in the bank's origins.
+        Args:
+            features: (patches of all views of all photos, D).
+            first: the number that the first of them has in the bank's origins.
+            most_seconds: that it may take.
+
+        Returns:
+            None, with a warning, where too few rows are left or the first photos tell that it would take longer.
         """
         of_view = math.prod(member.grid)
+        per_image = of_view * images.views
         views = features.unflatten(0, (-1, images.views, of_view))[:, 0]  # (N, P, D)
-        grids = []
+        if len(member.bank) - int(torch.bincount(member.images_of_rows(per_image)).max()) < self.config.num_nn:
+            log.warning(
+                "not calibrated, so there are no verdicts: without one of the images the memory bank has fewer patches"
+                " than neighbours are asked for"
+            )
+            return None
+        grids: list[Tensor] = []
+        begin = time.perf_counter()
         with progress_bar("calibration", len(views), "image") as bar:
             for numbers in torch.arange(len(views), dtype=torch.int32).split(_LEFT_OUT_AT_A_TIME):
                 patches = views[numbers[0] : numbers[-1] + 1].flatten(0, 1).to(member.encoder.device)
-                scores = member.scores_left_out(
-                    patches, first + numbers.repeat_interleave(of_view), of_view * images.views, self.config.num_nn
-                )
+                photos = first + numbers.repeat_interleave(of_view)
+                scores = member.scores_left_out(patches, photos, per_image, self.config.num_nn)
                 grids.append(scores.reshape(-1, *member.grid))
                 bar.update(len(numbers))
+                expected = (time.perf_counter() - begin) / len(numbers) * len(views)
+                if len(grids) == 1 and expected > most_seconds:
+                    log.warning(
+                        "not calibrated, so there are no verdicts: that would take about %.0f s, more than a tenth of"
+                        " the training; --calibration leave_one_out does it all the same",
+                        expected * len(self.members),
+                    )
+                    return None
         return torch.cat(grids)
 
     def of_grids(self, grids: Sequence[Tensor]) -> Iterator[BatchScores]:

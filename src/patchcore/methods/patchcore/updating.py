@@ -207,7 +207,13 @@ def _with_rows(
     member = copy.copy(before)
     rows = torch.cat([before.bank.features, patches[chosen.to(patches.device)].cpu()])
     member.remember(rows, detector.config, torch.cat([old, chosen + first * of_photo]))
+    member.first_alike = None
+    if old is before.origins:
+        alike = detector.album.first_alike()
+        member.first_alike = torch.tensor([*alike, *range(first, first + new.count // new.views)], dtype=torch.int32)
     grid = detector.left_out(member, patches, new, first)
+    if grid is None:
+        raise PatchCoreError("too few images: without one of them the memory bank has fewer patches than neighbours")
     if old is not before.origins:
         member.origins = None
     return member, grid
@@ -226,17 +232,19 @@ def _calibrated(
         members: with the new rows.
         grids: of every member, (N, h, w) scores of the new photos.
     """
-    old, new = detector.calibration, detector.of_grids(grids)
-    if old is None or old.kind != "leave_one_out":
-        if old is not None:
-            log.info("calibration: the new images replace %d earlier ones (%s)", len(old), old.kind)
-        return calibrate("leave_one_out", new)
-    if not len(detector.album) or any(member.origins is None for member in members):
+    old, new, photos = detector.calibration, detector.of_grids(grids), len(detector.album)
+    if not photos or any(member.origins is None for member in members):
         log.info("calibration: by the new images alone, as the model has no pictures of the earlier ones")
         return calibrate("leave_one_out", new)
     found = calibrate("leave_one_out", itertools.chain(_of_pictures(detector, members, batch_size), new))
+    if old is None or old.kind != "leave_one_out" or len(old) != photos:
+        if old is not None:
+            log.info(
+                "calibration: all %d photos, each left out, replace %d images (%s)", len(found), len(old), old.kind
+            )
+        return found
     scores = found.scores.copy()
-    scores[:, : len(old)] = np.minimum(scores[:, : len(old)], old.scores)
+    scores[:, :photos] = np.minimum(scores[:, :photos], old.scores)
     return dataclasses.replace(found, scores=scores)
 
 
