@@ -170,7 +170,7 @@ def test_the_bank_is_the_same_with_and_without_a_calibration():
     assert torch.equal(*banks)
 
 
-def test_good_images_that_were_not_learnt_calibrate(tmp_path):
+def test_good_images_that_were_not_learnt_calibrate(tmp_path, caplog):
     learnt, others = pixels(4), pixels(6, seed=1)
     detector = new().fit(learnt, calibration="none")
     assert detector.predict(others[0]).p_value is None
@@ -183,7 +183,9 @@ def test_good_images_that_were_not_learnt_calibrate(tmp_path):
     detector.save(tmp_path / "model")
     with pytest.raises(PatchCoreError, match="trained on an image"):
         patchcore.load(tmp_path / "model", device="cpu").calibrate(learnt[:1])
+    caplog.set_level(logging.WARNING)
     assert patchcore.load(tmp_path / "model", num_nn=2).calibration is None  # other scores
+    assert "calibrated with other settings than {'num_nn': 2}" in caplog.text
     assert patchcore.load(tmp_path / "model", faiss_num_workers=1).calibration is not None  # the same scores
 
 

@@ -96,6 +96,17 @@ def test_of_an_ensemble_one_image_is_judged_as_among_many():
         assert again.tolist() == whole.p_values.tolist()
 
 
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_last_digits_of_a_score_decide_nothing(members):
+    generator = np.random.default_rng(0)
+    calibrated = calibration(*generator.standard_normal((members, 19)))
+    again = calibrated.scores * (1 + 1e-6 * generator.choice([-1, 1], calibrated.scores.shape))
+    for rate in (0.05, 0.25, 0.5):
+        exact, moved = calibrated.judge(calibrated.scores, rate), calibrated.judge(again, rate)
+        assert moved.rejected.tolist() == exact.rejected.tolist()
+        assert moved.p_values.tolist() == exact.p_values.tolist()
+
+
 @pytest.mark.parametrize("members", [1, 2])
 def test_a_score_that_is_no_number_is_rejected(members):
     calibrated = calibration(*[range(40)] * members)

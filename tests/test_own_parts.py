@@ -242,6 +242,13 @@ def test_bad_images_are_tested_on_and_again_with_the_stored_model(shell, bracket
     test_sets = [yaml.safe_load((one / "config.yaml").read_text())["test_set"] for one in (trained, again)]
     assert test_sets[0] == test_sets[1]
 
+    other = shutil.copytree(brackets / "bad", tmp_path / "of another name" / "bad")
+    run, loader = (tmp_path / "named"), ("patch_core_loader", "-p", trained / "models" / "folder_brackets")
+    ended = shell(load_and_evaluate_patchcore, run, *loader, "dataset", "--bad", other, "folder")
+    assert ended.code == 0, ended.err
+    assert "warning: brackets: the model" not in ended.err
+    assert list(read_results(run / "project" / "group" / "results.csv"))[0] == "folder_brackets"
+
 
 def test_a_resumed_run_has_the_same_folders(shell, brackets, tmp_path):
     other = shutil.copytree(brackets / "good", tmp_path / "lids" / "good")

@@ -281,6 +281,7 @@ def test_exit_codes(model, images, shell, tmp_path):
         (("a.png", "--save_overlays"), "--save_overlays needs a folder"),
         (("a.png", "--explain"), "--explain needs a folder"),
         (("a.png", "--threshold", "nan"), "--threshold must be a number"),
+        (("a.png", "--false_rejects", "nan"), "--false_rejects must be a number"),
         (("a.png", "--threshold", "1", "--false_rejects", "0.1"), "--false_rejects has no effect with --threshold"),
         (("a.png", "--resize", "100"), "--resize 100 contradicts the model, stored with 96"),
         (("a.png", "--weights_dir", "."), "--weights_dir has no effect with --weights random"),

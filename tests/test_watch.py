@@ -60,6 +60,9 @@ def folder(tmp_path):
     return tmp_path / "camera"
 
 
+BASIS = {"model": "one"}
+
+
 def encoded(seed=0, kind="PNG", size=(40, 30)):
     file = io.BytesIO()
     noise(*size, seed=seed).save(file, kind)
@@ -86,7 +89,7 @@ class Watched:
                 end = min(end, time.monotonic() + linger)
             return time.monotonic() > end
 
-        with PredictionFolder(out, journal=True) as tables:
+        with PredictionFolder(out, journal=BASIS) as tables:
             report = Report(
                 folder=tables,
                 overlays=Overlays(out / OVERLAYS, [folder], detector),
@@ -229,11 +232,11 @@ NAMES = ["a.png", "=b.png", 'quote"d,.png', "new\r\nline\n.png", os.fsdecode(b"\
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_journal_knows_what_it_holds(tmp_path, name):
-    with PredictionFolder(tmp_path / "out", journal=True) as tables:
+    with PredictionFolder(tmp_path / "out", journal=BASIS) as tables:
         assert not tables.holds(Path(name), (10, 20))
         tables.add(image(name))
         assert tables.holds(Path(name), (10, 20))
-    with PredictionFolder(tmp_path / "out", journal=True) as tables:
+    with PredictionFolder(tmp_path / "out", journal=BASIS) as tables:
         assert tables.holds(Path(name), (10, 20))
         assert not tables.holds(Path(name), (11, 20))
         assert not tables.holds(Path(name), (10, 21))
@@ -243,7 +246,7 @@ def test_the_journal_knows_what_it_holds(tmp_path, name):
 def test_wherever_a_process_is_killed_the_next_goes_on(tmp_path):
     """Cut both tables at every byte that a kill can leave, in the order in which they are written."""
     out = tmp_path / "out"
-    with PredictionFolder(out, journal=True) as tables:
+    with PredictionFolder(out, journal=BASIS) as tables:
         tables.add(image("first.png"))
         kept = {name: (out / name).stat().st_size for name in (PREDICTIONS, REGIONS)}
         tables.add(image(NAMES[3]))
@@ -253,7 +256,7 @@ def test_wherever_a_process_is_killed_the_next_goes_on(tmp_path):
     for predictions, regions in cuts:
         (out / PREDICTIONS).write_bytes(whole[PREDICTIONS][:predictions])
         (out / REGIONS).write_bytes(whole[REGIONS][:regions])
-        with PredictionFolder(out, journal=True) as tables:
+        with PredictionFolder(out, journal=BASIS) as tables:
             done = tables.holds(Path(NAMES[3]), (10, 20))
             assert done == (predictions == len(whole[PREDICTIONS]))
             if not done:
@@ -268,7 +271,7 @@ def test_a_process_that_is_killed_while_it_begins_is_no_obstacle(tmp_path):
         out.mkdir(exist_ok=True)
         for name, content in left.items():
             (out / name).write_bytes(content)
-        with PredictionFolder(out, journal=True) as tables:
+        with PredictionFolder(out, journal=BASIS) as tables:
             tables.add(image())
         assert names(out) == (["a.png"], ["a.png"] * 2)
         for name in (PREDICTIONS, REGIONS):
@@ -276,22 +279,38 @@ def test_a_process_that_is_killed_while_it_begins_is_no_obstacle(tmp_path):
 
 
 def test_regions_of_an_older_state_stay(tmp_path):
-    with PredictionFolder(tmp_path, journal=True) as tables:
+    with PredictionFolder(tmp_path, journal=BASIS) as tables:
         tables.add(image(state=(10, 20)))
         tables.add(image(state=(10, 21), regions=1))
     content = (tmp_path / PREDICTIONS).read_bytes()
     (tmp_path / PREDICTIONS).write_bytes(content[: content.rindex(b"a.png")])
-    with PredictionFolder(tmp_path, journal=True):
+    with PredictionFolder(tmp_path, journal=BASIS):
         assert [row["modified"] for row in rows(tmp_path, REGIONS)] == ["20", "20"]
 
 
 def test_a_journal_does_not_go_on_with_other_tables(tmp_path):
-    with PredictionFolder(tmp_path / "out", journal=False) as tables:
+    with PredictionFolder(tmp_path / "out") as tables:
         tables.add(image())
     before = (tmp_path / "out" / PREDICTIONS).read_bytes()
     with pytest.raises(PatchCoreError, match="not what --watch wrote"):
-        PredictionFolder(tmp_path / "out", journal=True)
+        PredictionFolder(tmp_path / "out", journal=BASIS)
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == before
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path):
+    with PredictionFolder(tmp_path / "out", journal=BASIS) as tables:
+        with pytest.raises(PatchCoreError, match="another process writes its predictions there"):
+            PredictionFolder(tmp_path / "out", journal=BASIS)
+        tables.add(image())
+    with PredictionFolder(tmp_path / "out", journal=BASIS):
+        assert names(tmp_path / "out")[0] == ["a.png"]
+
+
+def test_a_journal_goes_on_with_the_same_model_only(tmp_path):
+    with PredictionFolder(tmp_path / "out", journal=BASIS) as tables:
+        tables.add(image())
+    with pytest.raises(PatchCoreError, match="was begun with another model, --false_rejects or --threshold"):
+        PredictionFolder(tmp_path / "out", journal={"model": "two"})
 
 
 # As a process
@@ -396,7 +415,7 @@ def assert_each_once(out, ways):
     assert {row["path"] for row in regions} <= whole
     assert len({(row["path"], row["region"]) for row in regions}) == len(regions)
     assert len([path for path in (out / OVERLAYS).rglob("*") if path.is_file()]) == len(whole)
-    assert {path.name for path in out.iterdir()} == {PREDICTIONS, REGIONS, OVERLAYS}
+    assert {path.name for path in out.iterdir()} == {PREDICTIONS, REGIONS, OVERLAYS, "watch.json"}
 
 
 def test_an_interruption_ends_with_a_summary(model, folder, tmp_path):

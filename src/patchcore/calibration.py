@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from patchcore.config import FALSE_REJECTS
 
 SUSPICIOUS = 3.5  # outlyingness, after Iglewicz and Hoaglin (1993)
+_ALIKE = 1e-5  # relative; scores that differ by less are equal: their last digits depend on the batch they come in
 _FEWEST_SUSPECTED = 10  # images; fewer do not tell how far good ones spread
 KINDS = ("leave_one_out", "folds", "held_out", "good_images")
 
@@ -147,14 +148,16 @@ class Calibration:
             raise ValueError(f"expected scores of {len(self.scores)} members, (M, N), got the shape {scores.shape}")
         n = len(self)
         members = range(len(scores))
-        at_least = np.stack([_at_least(self.scores[member], scores[member]) for member in members])  # (M, N)
+        least = scores - _ALIKE * np.abs(scores)  # what is as high as a score
+        at_least = np.stack([_at_least(self.scores[member], least[member]) for member in members])  # (M, N)
         if len(scores) == 1:
             return (1 + at_least[0]) / (1 + n)
-        own = np.stack([_at_least(self.scores[member], self.scores[member]) for member in members])  # (M, n)
+        good = self.scores - _ALIKE * np.abs(self.scores)
+        own = np.stack([_at_least(self.scores[member], good[member]) for member in members])  # (M, n)
         surprise = -np.log(1 + at_least).sum(axis=0)  # (N,), up to a constant that all n + 1 share
         p = np.empty(scores.shape[1])
         for i in range(scores.shape[1]):
-            above = scores[:, i, None] >= self.scores  # the new image counts among those that score at least so high
+            above = scores[:, i, None] >= good  # the new image counts among those that score at least so high
             p[i] = 1 + np.count_nonzero(-np.log(own + above).sum(axis=0) >= surprise[i] - 1e-12)
         return p / (1 + n)
 
@@ -163,7 +166,8 @@ class Calibration:
         p, rate, threshold = self.p_values(scores), self.rate(false_rejects), self.threshold(false_rejects)
         if threshold is not None:
             values = np.asarray(scores, dtype=np.float64)[0]
-            return Verdict(values, threshold, ~(values <= threshold), p, rate)  # nan is rejected
+            rejected = ~(values - _ALIKE * np.abs(values) <= threshold)  # so is nan
+            return Verdict(values, threshold, rejected, p, rate)
         # Between the last p-value that is rejected and the next.
         between = -math.log10((_rejected_ranks(rate, len(self)) + 0.5) / (len(self) + 1))
         values = -np.log10(p)

@@ -22,7 +22,7 @@ from patchcore.cli.stages import (
     run_parameters,
     stored_dataset_stage,
 )
-from patchcore.config import FEATURE_CACHE_GIB, DatasetConfig, RunConfig
+from patchcore.config import FEATURE_CACHE_GIB, OWN_PARTS, DatasetConfig, RunConfig
 from patchcore.methods.method import Method
 from patchcore.settings import from_plain, settings_of
 from patchcore.types import PatchCoreError
@@ -152,7 +152,12 @@ def _evaluate(method: Method, stages: list[StageOptions], debug: bool, **setting
             models[folder] = dataclasses.replace(model, config=config).with_settings(chosen)
         except ValueError as error:
             raise click.UsageError(f"{error} ({folder})") from error
-    dataset = _complete_settings(images.settings, models)
+    settings = dict(images.settings)
+    if settings["name"] == OWN_PARTS and "categories" not in images.stated:  # the model knows of which parts it is
+        [(category, folder)] = folders.items()
+        category = models[folder].training.category or category
+        folders, settings["categories"] = {category: folder}, (category,)
+    dataset = _complete_settings(settings, models)
 
     from patchcore.category_run import Job
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
@@ -88,9 +90,9 @@ def _refuse_without_effect(paths: tuple[Path, ...], stated: frozenset[str], opti
         raise click.UsageError("expected images: files, folders, - for a list on standard input, or --watch DIR")
     if len([path for path in paths if str(path) == "-"]) > 1:
         raise click.UsageError("- reads standard input, so it can be given once")
-    threshold = options["threshold"]
-    if threshold is not None and not math.isfinite(threshold):
-        raise click.UsageError(f"--threshold must be a number, got {threshold}")
+    for option in ("threshold", "false_rejects"):
+        if options[option] is not None and not math.isfinite(options[option]):
+            raise click.UsageError(f"--{option} must be a number, got {options[option]}")
     if {"threshold", "false_rejects"} <= stated:
         raise click.UsageError("--false_rejects has no effect with --threshold: give one of them")
     for option in ("save_overlays", "explain"):
@@ -161,7 +163,8 @@ def _predict(stored: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> i
         overlays = Overlays(output / OVERLAYS, shown, detector, explain=options["explain"])
     line = report.as_json if options["as_json"] else report.as_line
     with ExitStack() as stack:
-        folder = stack.enter_context(PredictionFolder(output, journal=bool(watched))) if output else None
+        journal = _basis(stored, options) if watched else None
+        folder = stack.enter_context(PredictionFolder(output, journal=journal)) if output else None
         ending = report.Report(folder=folder, overlays=overlays, show=lambda image: _show(line(image)))
         if folder and watched:
             stop = stack.enter_context(_interruption())
@@ -173,6 +176,16 @@ def _predict(stored: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> i
             ending.add_all(inspector.inspect(find_images(given)))
     log.info(ending.summary())
     return ending.exit_code(fail_on_reject=options["fail_on_reject"])
+
+
+def _basis(stored: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What verdicts rest on, so that no watch goes on with others."""
+    calibration = None if stored.calibration is None else stored.calibration.to_plain()
+    model = json.dumps([stored.method.name, dict(stored.checksums), calibration], sort_keys=True)
+    return {
+        "model": hashlib.sha256(model.encode()).hexdigest(),
+        **{name: options[name] for name in ("false_rejects", "threshold")},
+    }
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from patchcore.methods.detector import Detector
 from patchcore.methods.method import Method
 from patchcore.methods.stored_model import StoredModel, read_model
 from patchcore.types import PatchCoreError
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -53,9 +56,12 @@ def read_with_settings(
     """Read what a model folder says of itself, with some settings chosen anew; see `load`."""
     model = read_model(folder, methods, resize)
     try:
-        model = model.with_settings(settings)
+        chosen = model.with_settings(settings)
     except ValueError as error:
         raise PatchCoreError(f"{folder}: {error}") from error
+    if model.calibration is not None and chosen.calibration is None:
+        log.warning("%s: no verdicts, since it was calibrated with other settings than %s", folder, settings)
+    model = chosen
     if resize not in (None, model.geometry.resize):
         raise PatchCoreError(f"{folder}: stored with resize {model.geometry.resize}, got {resize}: leave it out")
     return model

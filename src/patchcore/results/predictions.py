@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchcore.results.tables import as_read, csv_line, read_csv, write_csv
-from patchcore.system.files import remove_leftovers
+from patchcore.system.files import lock, remove_leftovers
 from patchcore.types import Inspected, PatchCoreError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 PREDICTIONS, REGIONS, OVERLAYS = "predictions.csv", "regions.csv", "overlays"
+_BASIS = "watch.json"
 _STATE = ("bytes", "modified")  # tell with the path what a file held
 _COLUMNS = {
     PREDICTIONS: ("path", "score", "p_value", "verdict", "threshold", "seconds", "error"),
@@ -41,28 +43,34 @@ class PredictionFolder:
 
     Args:
         folder: made if it is not there.
-        journal: go on with the predictions that are there, if any, and tell files by their size and time of change.
+        journal: go on with the predictions that are there, if any, and tell files by their size and time of change. It
+            says what verdicts rest on, as JSON holds it, and must be what the folder was begun with. None: no journal.
 
     Raises:
-        PatchCoreError: the folder cannot be written, or holds predictions that a journal cannot go on with.
+        PatchCoreError: the folder cannot be written, another process writes into it, or it holds predictions that a
+            journal cannot go on with.
         ValueError: it holds predictions, and this is no journal.
     """
 
-    def __init__(self, folder: Path, *, journal: bool) -> None:
-        if not journal:
+    def __init__(self, folder: Path, *, journal: Mapping[str, Any] | None = None) -> None:
+        if journal is None:
             refuse_used_folder(folder)
-        self._journal = journal
+        self._journal = journal is not None
         self._folder = folder
         self._judged: set[State] = set()
         self._files: dict[str, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if journal is not None:
+                self._begin(journal)
             for name in (PREDICTIONS, REGIONS):
                 self._files[name] = self._open(name)
-        except OSError as error:
+        except (OSError, PatchCoreError) as error:
             self.close()
+            if isinstance(error, PatchCoreError):
+                raise
             raise PatchCoreError(f"cannot write {folder}: {error.strerror}") from error
-        if journal:
+        if journal is not None:
             self._go_on()
 
     def holds(self, path: Path, state: tuple[int, int]) -> bool:
@@ -89,6 +97,23 @@ class PredictionFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _begin(self, journal: Mapping[str, Any]) -> None:
+        """Lock the folder as long as this process lives, and see that it was begun with the same."""
+        path, content = self._folder / _BASIS, json.dumps(journal, indent=2, sort_keys=True)
+        if (self._folder / PREDICTIONS).exists() and not path.exists():
+            raise PatchCoreError(f"{self._folder}: not what --watch wrote: give the name of a new folder")
+        file = self._files[_BASIS] = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        if not lock(file):
+            raise PatchCoreError(f"{self._folder}: another process writes its predictions there")
+        begun = path.read_text(encoding="utf-8")
+        if begun and begun != content:
+            raise PatchCoreError(
+                f"{self._folder} was begun with another model, --false_rejects or --threshold: repeat those, or give"
+                " the name of a new folder"
+            )
+        if not begun:
+            os.write(file, content.encode())
 
     def _columns(self, name: str) -> tuple[str, ...]:
         return _COLUMNS[name] + (_STATE if self._journal else ())

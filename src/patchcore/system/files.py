@@ -64,6 +64,22 @@ def remove_unless(folders: Sequence[Path], wanted: Callable[[], bool]) -> Iterat
                     parent.rmdir()
 
 
+def lock(file: int) -> bool:
+    """Lock an open file until it is closed or the process ends; False where another process has it.
+
+    Where the system has no such locks nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def shipped(name: str) -> Path:
     """The path of a file of `configs/`, such as "fastflow_mpdd.yaml" or "published_mpdd.json".
 
