@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import older_formats
 import patchcore
@@ -19,31 +18,13 @@ from patchcore.cli.calibrate import calibrate
 from patchcore.methods import METHODS
 from patchcore.methods.detector import Detector
 from patchcore.methods.stored_model import MODEL_FILE, read_model
+from tiny_models import LITE0, ONE, TWO, pixels, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE, LITE0 = 64, "efficientnet_lite0"
+SIZE = 64
 GEOMETRY = {"resize": 80, "imagesize": SIZE, "device": "cpu"}
-ONE = {
-    "backbones": [LITE0],
-    "layers": [["blocks.2", "blocks.4"]],
-    "target_embed_dimension": 48,
-    "fraction": 0.3,
-    "weights": "random",
-}
-TWO = {**ONE, "backbones": [LITE0, f"{LITE0}.seed-1"], "layers": [["blocks.2"], ["blocks.3"]]}
 KINDS = ("patchcore", "ensemble", "fastflow")
-
-
-def pixels(count: int, seed: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, 80, 96, 3), dtype=np.uint8))
-
-
-def write(folder: Path, pictures: list[np.ndarray]) -> Path:
-    folder.mkdir(parents=True)
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,19 +22,12 @@ from patchcore.methods.fastflow.config import FastFlowConfig
 from patchcore.methods.patchcore.config import PatchCoreConfig
 from patchcore.methods.stored_model import Training
 from patchcore.types import PatchCoreError, Result
+from tiny_models import LITE0, ONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 64
 GEOMETRY = {"resize": 72, "imagesize": SIZE, "device": "cpu"}
-LITE0 = "efficientnet_lite0"
-ONE = {
-    "backbones": [LITE0],
-    "layers": [["blocks.2", "blocks.4"]],
-    "target_embed_dimension": 48,
-    "fraction": 0.3,
-    "weights": "random",
-}
 TWO = {**ONE, "backbones": [LITE0, f"{LITE0}.seed-1"], "layers": [["blocks.2", "blocks.4"], ["blocks.3"]]}
 FLOW = {"backbone": LITE0, "steps": 2, "epochs": 1, "weights": "random"}
 TILES = {**FLOW, "tile": 32, "tile_stride": 16, "match_brightness": True}

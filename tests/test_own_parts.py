@@ -247,7 +247,7 @@ def test_bad_images_are_tested_on_and_again_with_the_stored_model(shell, bracket
     ended = shell(load_and_evaluate_patchcore, run, *loader, "dataset", "--bad", other, "folder")
     assert ended.code == 0, ended.err
     assert "warning: brackets: the model" not in ended.err
-    assert list(read_results(run / "project" / "group" / "results.csv"))[0] == "folder_brackets"
+    assert "folder_brackets" in read_results(run / "project" / "group" / "results.csv")
 
 
 def test_a_resumed_run_has_the_same_folders(shell, brackets, tmp_path):

@@ -22,26 +22,15 @@ from patchcore.methods.patchcore.coreset import greedy_order
 from patchcore.methods.patchcore.updating import continue_greedy
 from patchcore.methods.stored_model import MODEL_FILE, Training
 from patchcore.types import PatchCoreError
+from tiny_models import LITE0, ONE, TWO, pixels, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE, LITE0, OF_IMAGE = 64, "efficientnet_lite0", 8 * 8
+SIZE, OF_IMAGE = 64, 8 * 8
 CPU = torch.device("cpu")
 SPACE = {"resize": 80, "imagesize": SIZE, "workspace": workspace.Workspace.on("cpu")}
-ONE = {
-    "backbones": [LITE0],
-    "layers": [["blocks.2", "blocks.4"]],
-    "target_embed_dimension": 48,
-    "fraction": 0.3,
-    "weights": "random",
-}
-TWO = {**ONE, "backbones": [LITE0, f"{LITE0}.seed-1"], "layers": [["blocks.2"], ["blocks.3"]]}
 OLD, NEW = 5, 4
 SHARE = int(0.3 * OF_IMAGE * NEW)
-
-
-def pixels(count: int, seed: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, 80, 96, 3), dtype=np.uint8))
 
 
 def fitted(settings=ONE, **changes) -> PatchCore:
@@ -258,13 +247,6 @@ def test_without_scores_of_images_left_out_all_photos_calibrate_by_their_picture
 
 
 # The command
-
-
-def write(folder: Path, pictures: list[np.ndarray]) -> Path:
-    folder.mkdir(parents=True)
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
