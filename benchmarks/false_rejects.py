@@ -46,7 +46,8 @@ def main(data: tuple[Path, ...], fraction: float, splits: int, quick: bool) -> N
         images, thinning = embed(folder.parent, folder.name), Thinning(fraction=fraction)
         show(seeds_table(images, thinning))
         most = len(images.train) + len(images.good) - FEWEST_JUDGED
-        show(splits_table(images, thinning, [n for n in NUMBERS if n <= most], splits))
+        if numbers := [n for n in NUMBERS if n <= most]:
+            show(splits_table(images, thinning, numbers, splits))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector
+from patchcore.methods.batch_scores import BatchScores
+from patchcore.methods.detector import Detector
 from patchcore.methods.method import Method, Stage
 from patchcore.methods.training_images import TrainingImages
 from patchcore.settings import check, setting

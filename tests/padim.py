@@ -13,7 +13,8 @@ from torch import Tensor
 
 from patchcore.config import weights_dir_setting, weights_setting
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector
+from patchcore.methods.batch_scores import BatchScores
+from patchcore.methods.detector import Detector
 from patchcore.methods.method import Method, Stage
 from patchcore.methods.training_images import TrainingImages
 from patchcore.scoring import anomaly_maps, image_scores

@@ -1,10 +1,13 @@
 """How detectors are calibrated: by leaving one image out, by folds, with images that were held out."""
 
+import io
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import patchcore
 from patchcore.features.workspace import Workspace
@@ -12,7 +15,8 @@ from patchcore.methods import METHODS
 from patchcore.methods.fastflow.detector import FastFlow
 from patchcore.methods.patchcore import detector as detector_module
 from patchcore.methods.patchcore.detector import PatchCore
-from patchcore.methods.training_images import TrainingImages, hash_of
+from patchcore.methods.stored_model import Photo
+from patchcore.methods.training_images import Album, TrainingImages, hash_of
 from patchcore.types import PatchCoreError
 
 SIDE = 64
@@ -246,6 +250,25 @@ def test_how_a_method_is_calibrated(method, asked, splits, expected):
 def test_a_calibration_that_cannot_be_is_refused(method, asked, splits, message):
     with pytest.raises(ValueError, match=message):
         METHODS[method].calibration(asked, splits=splits)
+
+
+def test_a_calibration_of_other_members_is_damage(tmp_path):
+    new().fit(pixels(3)).save(tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    content = json.loads(path.read_text())
+    content["calibration"]["scores"] *= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(PatchCoreError, match="damaged: a calibration of 2 members, the model has 1"):
+        patchcore.load(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize("size", [(SIDE, SIDE + 8), (SIDE - 32, SIDE - 32), (SIDE * 200, SIDE)])
+def test_a_picture_of_another_size_is_damage(size):
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "JPEG")
+    album = Album([Photo("a", "0")], [file.getvalue()], SIDE)
+    with pytest.raises(PatchCoreError, match=f"picture 0 is damaged.*expected {SIDE} a side"):
+        album.picture(0)
 
 
 class _Untimed:

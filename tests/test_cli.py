@@ -246,6 +246,13 @@ def test_held_out_images_set_a_threshold(run):
     assert row_of(folder)["defects_caught"] == pytest.approx(np.mean(caught))
 
 
+def test_more_folds_than_images_are_refused_before_anything_is_written(run):
+    ended, folder = run(run=("--calibration", "folds", "--calibration_folds", "40"))
+    assert ended.code == 1
+    assert "metal_plate has 6 training images for 40 folds: lower --calibration_folds" in ended.err
+    assert folder is None
+
+
 @pytest.mark.parametrize("setting", [("--batch_size", "1"), ("--num_workers", "0"), ("--num_workers", "3")])
 def test_batches_and_workers_do_not_change_scores(run, setting):
     _, before = run(run=("--save_anomaly_scores",))

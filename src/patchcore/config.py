@@ -58,10 +58,11 @@ class RunConfig:
     save_anomaly_scores: bool = setting(False, "Write the score of every test image.")
     calibration: str | None = setting(
         None,
-        "How good images that the model has not learnt set its threshold: each left out in turn, folds with a model"
-        " each, or those that --train_val_split holds out.",
+        "Which good images set the threshold: leave_one_out, every training image without its own patches (PatchCore);"
+        " folds, those of each fold by a model of the other folds; held_out, those that --train_val_split holds out;"
+        " none, so that there are no verdicts.",
         choices=CALIBRATIONS,
-        shown="leave_one_out (PatchCore) or held_out where a model or scores are kept and it costs little",
+        shown="held_out with --train_val_split below 1, else leave_one_out where something is kept and it costs little",
     )
     calibration_folds: int | None = setting(
         None, "Models that are trained for --calibration folds.", at_least=2, shown=str(CALIBRATION_FOLDS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from patchcore.category_run import Category, CategoryRun, Job, scan
-from patchcore.config import DatasetConfig, RunConfig
+from patchcore.config import CALIBRATION_FOLDS, DatasetConfig, RunConfig
 from patchcore.datasets.loader import VIEWS
 from patchcore.methods.detector import Detector
 from patchcore.provenance import check_resumable, describe_run, fingerprint
@@ -53,6 +53,7 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
             resume had other settings.
     """
     categories = [scan(dataset, name, run.seed, training=not job.models) for name in dataset.categories]
+    _refuse_folds(run, categories, job)
     test_set = {category.row: fingerprint(category.test, dataset.root) for category in categories}
     content = describe_run(run, dataset, job.method, job.configs, job.models, test_set, command)
     new = [path for path in (run.results_path / run.log_project, run.results_path) if not path.exists()]
@@ -109,6 +110,17 @@ def run_experiment(run: RunConfig, dataset: DatasetConfig, job: Job, *, command:
             summary.rows[category.row] = done.row
             write_results(folder.results, summary.rows)
     return summary
+
+
+def _refuse_folds(run: RunConfig, categories: Sequence[Category], job: Job) -> None:
+    """Raise a PatchCoreError if a category has fewer training images than there are folds."""
+    folds = run.calibration_folds or CALIBRATION_FOLDS
+    for category in [] if job.models or run.calibration != "folds" else categories:
+        if len(category.train) < folds:
+            raise PatchCoreError(
+                f"--calibration folds: {category.name} has {len(category.train)} training images for {folds} folds:"
+                " lower --calibration_folds"
+            )
 
 
 def describe_error(error: BaseException) -> str:

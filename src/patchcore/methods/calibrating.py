@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchcore.calibration import PIXEL_LEVELS, Calibration
+from patchcore.methods.batch_scores import BatchScores
 from patchcore.methods.stored_model import Training
 from patchcore.methods.training_images import TrainingImages
 from patchcore.system.timing import StageTimer
@@ -23,17 +24,7 @@ _EVERY = 4  # of the pixels in both directions gives their quantiles
 _MOST_PIXELS = 2**23  # that are ranked
 
 
-class Scored(Protocol):
-    """What is read of what a detector says of B images: (M, B) scores and (M, B, H, W) maps of its M members."""
-
-    @property
-    def scores(self) -> Tensor: ...
-
-    @property
-    def maps(self) -> Tensor: ...
-
-
-def calibrate(kind: str, parts: Iterable[Scored]) -> Calibration:
+def calibrate(kind: str, parts: Iterable[BatchScores]) -> Calibration:
     """Sum up what a detector says of good images.
 
     Args:
@@ -86,7 +77,7 @@ def calibrate_by_folds(
     order = np.random.default_rng(training.seed).permutation(count)
     timer = StageTimer(detector.workspace.device)
 
-    def parts() -> Iterator[Scored]:
+    def parts() -> Iterator[BatchScores]:
         for fold in np.array_split(order, folds):
             others = sorted(set(order.tolist()) - set(fold.tolist()))
             fresh = type(detector)(

@@ -18,6 +18,7 @@ from patchcore.datasets.geometry import Geometry
 from patchcore.datasets.loader import PrefetchLoader
 from patchcore.features.encoder import Encoder
 from patchcore.features.workspace import Workspace
+from patchcore.methods.batch_scores import BatchScores
 from patchcore.methods.calibrating import calibrate, calibrate_by_folds
 from patchcore.methods.judging import Judge
 from patchcore.methods.method import Method
@@ -35,21 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READERS = 8  # threads that decode images
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchScores:
-    """What the M members of a detector say about a batch of B images, on any device.
-
-    Attributes:
-        scores: (M, B), the higher the more anomalous.
-        maps: (M, B, H, W) in network-input pixels, the higher the more anomalous.
-        columns: further (B,) numbers per image, by column name.
-    """
-
-    scores: Tensor
-    maps: Tensor
-    columns: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Detector(ABC):
@@ -153,6 +139,11 @@ class Detector(ABC):
             PatchCoreError: the method, or this choice of its settings, has none.
         """
         raise PatchCoreError(f"{self.method.title} cannot be exported: it has no graph")
+
+    @property
+    def num_members(self) -> int:
+        """How many members score an image."""
+        return 1
 
     def costs(self) -> dict[str, float]:
         """Sizes of what was learnt, for the results."""
@@ -388,6 +379,11 @@ class Detector(ABC):
                 )
         model.check_arrays()
         detector.read_arrays(model.folder)
-        detector.album = Album.read(model.folder, model.photos)
+        if model.calibration is not None and len(model.calibration.scores) != detector.num_members:
+            raise PatchCoreError(
+                f"{model.folder}: damaged: a calibration of {len(model.calibration.scores)} members, the model has"
+                f" {detector.num_members}"
+            )
+        detector.album = Album.read(model.folder, model.photos, detector.geometry.imagesize)
         detector.training, detector.calibration = model.training, model.calibration
         return detector

@@ -55,11 +55,13 @@ class Album:
     Args:
         photos: all of them, in the order in which they were learnt.
         pictures: of the same photos, or none at all.
+        side: of every picture in pixels; None where they come from no file.
     """
 
-    def __init__(self, photos: Sequence[Photo] = (), pictures: Sequence[bytes] = ()) -> None:
+    def __init__(self, photos: Sequence[Photo] = (), pictures: Sequence[bytes] = (), side: int | None = None) -> None:
         self.photos = list(photos)
         self._pictures = list(pictures)
+        self._side = side
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -72,6 +74,8 @@ class Album:
         """
         try:
             with Image.open(io.BytesIO(self._pictures[number]), formats=["JPEG"]) as picture:
+                if self._side is not None and picture.size != (self._side, self._side):  # before it is decoded
+                    raise ValueError(f"{picture.size} pixels, expected {self._side} a side")
                 return np.asarray(picture.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise PatchCoreError(f"{PICTURES_FILE}: picture {number} is damaged: {error}") from error
@@ -79,7 +83,8 @@ class Album:
     def joined(self, other: Album) -> Album:
         """The photos of both, with pictures if both have them all."""
         whole = len(self) == len(self.photos) and len(other) == len(other.photos)
-        return Album([*self.photos, *other.photos], [*self._pictures, *other._pictures] if whole else [])
+        pictures = [*self._pictures, *other._pictures] if whole else []
+        return Album([*self.photos, *other.photos], pictures, self._side)
 
     def watch(self, images: TrainingImages) -> Iterator[Tensor]:
         """Pass batches on, and take every photo's first view into the album."""
@@ -122,22 +127,22 @@ class Album:
                     archive.writestr(zipfile.ZipInfo(f"{number:06d}.jpg"), picture)  # the time of writing left out
 
     @classmethod
-    def read(cls, folder: Path, photos: Sequence[Photo]) -> Album:
-        """The album of a stored model.
+    def read(cls, folder: Path, photos: Sequence[Photo], side: int) -> Album:
+        """The album of a stored model, whose network sees squares of `side` pixels.
 
         Raises:
             PatchCoreError: the pictures cannot be read.
         """
         path = folder / PICTURES_FILE
         if not photos or not path.exists():
-            return cls(photos)
+            return cls(photos, side=side)
         try:
             with zipfile.ZipFile(path) as archive:
                 size = path.stat().st_size
                 entries = archive.infolist()
                 if len(entries) != len(photos) or sum(entry.file_size for entry in entries) > size:
                     raise ValueError(f"{len(entries)} pictures of {len(photos)} photos")
-                return cls(photos, [archive.read(entry) for entry in entries])
+                return cls(photos, [archive.read(entry) for entry in entries], side)
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise PatchCoreError(f"{path}: cannot read the pictures of the training images: {error}") from error
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector
+from patchcore.methods.batch_scores import BatchScores
+from patchcore.methods.detector import Detector
 from patchcore.methods.fastflow import METHOD
 from patchcore.methods.fastflow.brightness import brightness, match_brightness
 from patchcore.methods.fastflow.config import DENSITIES, WEIGHTS_FILE, FastFlowConfig

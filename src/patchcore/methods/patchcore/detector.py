@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from patchcore.features.encoder import Encoder
-from patchcore.methods.detector import BatchScores, Detector
+from patchcore.methods.batch_scores import BatchScores
+from patchcore.methods.detector import Detector
 from patchcore.methods.patchcore import METHOD
 from patchcore.methods.patchcore.config import INDEX_FILE, ORIGINS_FILE, PatchCoreConfig, member_prefixes
 from patchcore.methods.patchcore.explaining import explainer
@@ -307,6 +308,10 @@ class PatchCore(Detector):
     def explainer(self) -> Callable[[Tensor], tuple[Evidence, ...]]:
         """Patches of the bank beside those of an image, see `Detector.explainer`."""
         return explainer(self)
+
+    @property
+    def num_members(self) -> int:
+        return len(self.members)
 
     def costs(self) -> dict[str, float]:
         """Patches kept, and the size of the banks."""

@@ -29,7 +29,7 @@ from patchcore.system.timing import StageTimer, progress_bar
 from patchcore.types import PatchCoreError
 
 if TYPE_CHECKING:
-    from patchcore.methods.detector import BatchScores
+    from patchcore.methods.batch_scores import BatchScores
     from patchcore.methods.patchcore.detector import Member, PatchCore
     from patchcore.methods.sources import ImageLike
 
