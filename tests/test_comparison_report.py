@@ -98,6 +98,14 @@ def test_costs_defect_types_and_thresholds_come_from_the_runs(two_methods, compa
     assert seeds == ["0", "1"]
 
 
+def test_a_threshold_of_an_older_run_states_no_rate_and_is_left_out(tmp_path, compare):
+    write_run(tmp_path / "results" / "older", costs={"stated_false_rejects": float("nan")})
+    ended, _ = compare()
+    assert ended.code == 0, ended.err
+    assert "thresholds" not in {path.stem for path in (tmp_path / "report" / "tables").iterdir()}
+    assert "no threshold: the model was not calibrated" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_markdown_terminal_and_page_show_the_same_numbers(two_methods, compare, tmp_path):
     ended, table = compare()
     markdown, page = ((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html"))

@@ -71,11 +71,13 @@ def _plots_of(study: Study, row: Row) -> dict[str, Any]:
 
 def _distribution(contender: str, run: Run, row: Row) -> dict[str, Any]:
     columns = run.rows[row.name]
-    threshold = columns.get(THRESHOLD, math.nan)
+    threshold, rate = (columns.get(name, math.nan) for name in (THRESHOLD, STATED_RATE))
     effect = "no threshold: the model was not calibrated"
-    if not math.isnan(threshold):
+    if math.isnan(rate):
+        threshold = math.nan  # of an older run, which stated no rate
+    else:
         effect = (
-            f"at {columns[STATED_RATE]:.2g} false rejects stated, it catches {columns[DEFECTS_CAUGHT]:.0%} of the"
+            f"at {rate:.2g} false rejects stated, it catches {columns[DEFECTS_CAUGHT]:.0%} of the"
             f" defective and rejects {columns[FALSE_REJECTS]:.0%} of the good images"
         )
     svg = plots.distribution(run.scores[row.name], threshold, f"Scores, {contender}")
