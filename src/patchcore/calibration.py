@@ -190,13 +190,13 @@ def clopper_pearson(count: int, of: int, confidence: float = 0.95) -> tuple[floa
     Raises:
         ValueError: `count` is not in [0, of].
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # the quantile of the beta law; scipy.stats takes 0.7 s to import
 
     if not 0 <= count <= of:
         raise ValueError(f"expected a count from 0 to {of}, got {count}")
     tail = (1 - confidence) / 2
-    low = 0.0 if count == 0 else float(beta.ppf(tail, count, of - count + 1))
-    high = 1.0 if count == of else float(beta.ppf(1 - tail, count + 1, of - count))
+    low = 0.0 if count == 0 else float(betaincinv(count, of - count + 1, tail))
+    high = 1.0 if count == of else float(betaincinv(count + 1, of - count, 1 - tail))
     return low, high
 
 
