@@ -211,7 +211,8 @@ class PrunedSearch:
         # The score q'b - |b|^2 / 2 falls as |q - b| grows; row g + i * width is member i of group g.
         scores = torch.nn.functional.pad(reduced, (0, 3), value=1.0) @ self._rows.T
         if apart is not None:
-            scores[:, : len(apart.rows)].masked_fill_(apart.own(), -torch.inf)
+            for group in apart.queries.unique():  # few in a block
+                scores[(apart.queries == group).nonzero(), (apart.rows == group).nonzero()[:, 0]] = -torch.inf
         groups = scores.view(len(queries), GROUP, -1)
         best = groups.amax(dim=1)  # (Q, width)
         width = best.shape[1]
